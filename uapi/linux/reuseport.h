@@ -1,0 +1,54 @@
+/* SPDX-License-Identifier: (GPL-2.0 WITH Linux-syscall-note) OR MIT */
+#ifndef _UAPI_LINUX_REUSEPORT_H
+#define _UAPI_LINUX_REUSEPORT_H
+
+#include <linux/types.h>
+
+/*
+ * SO_REUSEPORT_LISTEN_OFF, level SOL_SOCKET: whether the listeners of a
+ * SO_REUSEPORT group get new connections (TCP, MPTCP) or datagrams (UDP).
+ *
+ * To anything that looks a listener up, an OFF listener is closed; to
+ * everything already on its way to it, it is open.
+ *
+ * setsockopt() takes an int, one of the modes below.
+ * getsockopt() gives as many bytes of struct reuseport_listen_info as fit, so
+ * an int reads the mode alone.
+ *
+ * The number ("RP") is the same on every architecture, unlike those which
+ * asm/socket.h hands out in sequence.
+ */
+#ifndef SO_REUSEPORT_LISTEN_OFF
+#define SO_REUSEPORT_LISTEN_OFF	0x5250
+#endif
+
+/* sock_diag attribute which carries struct reuseport_listen_info */
+#define INET_DIAG_REUSEPORT	0x1250
+
+/* Modes. STANDBY is chosen only while the group has no ON member. */
+#define REUSEPORT_LISTEN_ON		0
+#define REUSEPORT_LISTEN_OFF		1
+#define REUSEPORT_LISTEN_STANDBY	2
+
+/*
+ * Every lookup which began before the last mode change in the group is over:
+ * handshakes and queued of an OFF listener can only fall from here on.
+ */
+#define REUSEPORT_LISTEN_F_SETTLED	(1U << 0)
+
+/*
+ * A listener is drained, and close() loses nothing, when it is OFF, SETTLED,
+ * and both handshakes and queued are 0.
+ */
+struct reuseport_listen_info {
+	__u32	mode;		/* REUSEPORT_LISTEN_* */
+	__u32	flags;		/* REUSEPORT_LISTEN_F_* */
+	__u32	handshakes;	/* TCP: half-open requests to land here */
+	__u32	queued;		/* TCP: accept queue; UDP: bytes to read */
+	__u32	group_id;	/* this and those below: 0 with no group */
+	__u32	group_on;
+	__u32	group_standby;
+	__u32	group_off;
+};
+
+#endif /* _UAPI_LINUX_REUSEPORT_H */
