@@ -1,0 +1,264 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * SO_REUSEPORT_LISTEN_OFF in large groups and with SO_INCOMING_CPU.
+ *
+ * A group starts with room for 128 members and is copied when it grows; its
+ * sections must come out in order, and so must they when members leave.
+ */
+#include "reuseport_listen_off.h"
+
+#include <stdlib.h>
+#include <sys/resource.h>
+
+#include "../kselftest_harness.h"
+
+#define ON	REUSEPORT_LISTEN_ON
+#define OFF	REUSEPORT_LISTEN_OFF
+#define STANDBY	REUSEPORT_LISTEN_STANDBY
+
+#define MANY	1000
+
+static void __attribute__((constructor)) check_kernel(void)
+{
+	require_option();
+}
+
+FIXTURE(group)
+{
+	int port;
+	int *member;
+};
+
+FIXTURE_VARIANT(group)
+{
+	const struct path *path;
+	int type;
+};
+
+FIXTURE_VARIANT_ADD(group, tcp_ipv4)
+{
+	.path = &paths[IPV4],
+	.type = SOCK_STREAM,
+};
+
+FIXTURE_VARIANT_ADD(group, tcp_ipv6)
+{
+	.path = &paths[IPV6],
+	.type = SOCK_STREAM,
+};
+
+FIXTURE_VARIANT_ADD(group, tcp_ipv4_on_ipv6)
+{
+	.path = &paths[IPV4_ON_IPV6],
+	.type = SOCK_STREAM,
+};
+
+FIXTURE_VARIANT_ADD(group, udp_ipv4)
+{
+	.path = &paths[IPV4],
+	.type = SOCK_DGRAM,
+};
+
+FIXTURE_VARIANT_ADD(group, udp_ipv6)
+{
+	.path = &paths[IPV6],
+	.type = SOCK_DGRAM,
+};
+
+FIXTURE_SETUP(group)
+{
+	struct rlimit lim = { .rlim_cur = 4096, .rlim_max = 4096 };
+
+	ASSERT_EQ(0, enter_netns());
+	ASSERT_EQ(0, setrlimit(RLIMIT_NOFILE, &lim));
+	self->member = malloc(MANY * sizeof(int));
+	ASSERT_NE(NULL, self->member);
+	self->member[0] = open_member(variant->path->bind, variant->type, 0);
+	ASSERT_LE(0, self->member[0]);
+	self->port = local_port(self->member[0]);
+}
+
+FIXTURE_TEARDOWN(group)
+{
+	free(self->member);
+}
+
+#define JOIN(mode)							\
+	open_member_mode(variant->path->bind, variant->type, self->port, mode)
+
+#define WHO(n)								\
+	who_gets(variant->path, variant->type, self->port, self->member, n)
+
+/* How the counts of the group differ from those given; 0 if they do not. */
+static int counts_differ(int fd, unsigned int on, unsigned int standby,
+			 unsigned int off)
+{
+	struct reuseport_listen_info info = get_info(fd);
+
+	return (info.group_on != on) + 2 * (info.group_standby != standby) +
+	       4 * (info.group_off != off);
+}
+
+/* Past 128 and 256, with members of each mode on either side of the step. */
+TEST_F(group, growth_keeps_the_sections)
+{
+	unsigned int nr[3] = { 1 };
+	int i, who;
+
+	for (i = 1; i < 300; i++) {
+		self->member[i] = JOIN(i % 3);
+		ASSERT_LE(0, self->member[i]);
+		nr[i % 3]++;
+		ASSERT_EQ(0, counts_differ(self->member[i / 2], nr[ON],
+					   nr[STANDBY], nr[OFF]));
+		if (i % 50 && (i < 125 || i > 130) && (i < 253 || i > 258))
+			continue;
+		who = WHO(i + 1);
+		ASSERT_LE(0, who);
+		EXPECT_EQ(ON, get_mode(self->member[who]));
+	}
+	for (i = 0; i < 300; i++)
+		ASSERT_EQ(i % 3, get_mode(self->member[i]));
+	for (i = 0; i < NR_CLIENTS; i++) {
+		who = WHO(300);
+		ASSERT_LE(0, who);
+		ASSERT_EQ(ON, get_mode(self->member[who]));
+	}
+}
+
+TEST_F_TIMEOUT(group, a_thousand_members, 120)
+{
+	int i, who, on[] = { 0, 127, 128, 500, 999 };
+
+	for (i = 1; i < MANY; i++) {
+		self->member[i] = JOIN(ON);
+		ASSERT_LE(0, self->member[i]);
+	}
+	ASSERT_EQ(0, counts_differ(self->member[0], MANY, 0, 0));
+	for (i = 0; i < MANY; i++)
+		ASSERT_EQ(0, set_mode(self->member[i], OFF));
+	ASSERT_EQ(0, counts_differ(self->member[0], 0, 0, MANY));
+	ASSERT_EQ(-ECONNREFUSED, WHO(MANY));
+
+	/* One ON: it gets everything, wherever it stands. */
+	for (i = 0; i < (int)ARRAY_SIZE(on); i++) {
+		ASSERT_EQ(0, set_mode(self->member[on[i]], ON));
+		EXPECT_EQ(on[i], WHO(MANY));
+		ASSERT_EQ(0, set_mode(self->member[on[i]], STANDBY));
+		EXPECT_EQ(on[i], WHO(MANY));
+		ASSERT_EQ(0, set_mode(self->member[on[i]], OFF));
+	}
+
+	/* Members of each section leave. */
+	for (i = 0; i < MANY; i++)
+		ASSERT_EQ(0, set_mode(self->member[i], i % 3));
+	for (i = 0; i < 990; i++) {
+		close(self->member[i]);
+		self->member[i] = -1;
+		if (i % 99)
+			continue;
+		who = WHO(MANY);
+		ASSERT_LE(0, who);
+		ASSERT_EQ(ON, get_mode(self->member[who]));
+	}
+	EXPECT_EQ(0, counts_differ(self->member[999], 4, 3, 3));
+}
+
+/* Closed members stay in the group, apart from all the others, for as long as
+ * they have requests: with tcp_migrate_req, always.
+ */
+TEST_F(group, growth_with_closed_members)
+{
+	unsigned int nr[3] = { 1 };
+	int i, who;
+
+	if (variant->type != SOCK_STREAM)
+		return;
+	ASSERT_EQ(0, write_file("/proc/sys/net/ipv4/tcp_migrate_req", "1"));
+	for (i = 1; i < 200; i++) {
+		self->member[i] = JOIN(i % 3);
+		ASSERT_LE(0, self->member[i]);
+		if (i % 5)
+			nr[i % 3]++;
+		else
+			ASSERT_EQ(0, shutdown(self->member[i], SHUT_RD));
+		ASSERT_EQ(0, counts_differ(self->member[0], nr[ON],
+					   nr[STANDBY], nr[OFF]));
+	}
+	for (i = 5; i < 200; i += 5) {
+		ASSERT_EQ(i % 3, get_mode(self->member[i]));
+		ASSERT_EQ(0, listen(self->member[i], 64));
+		ASSERT_EQ(i % 3, get_mode(self->member[i]));
+		nr[i % 3]++;
+		ASSERT_EQ(0, counts_differ(self->member[0], nr[ON],
+					   nr[STANDBY], nr[OFF]));
+	}
+	for (i = 0; i < NR_CLIENTS; i++) {
+		who = WHO(200);
+		ASSERT_LE(0, who);
+		ASSERT_EQ(ON, get_mode(self->member[who]));
+	}
+}
+
+/* The member of the CPU a flow comes in on is preferred, if it is not OFF. */
+TEST_F(group, incoming_cpu)
+{
+	cpu_set_t set;
+	int cpu, i, who;
+
+	cpu = sched_getcpu();
+	ASSERT_LE(0, cpu);
+	CPU_ZERO(&set);
+	CPU_SET(cpu, &set);
+	ASSERT_EQ(0, sched_setaffinity(0, sizeof(set), &set));
+	for (i = 1; i < 6; i++) {
+		self->member[i] = JOIN(ON);
+		ASSERT_LE(0, self->member[i]);
+	}
+	ASSERT_EQ(0, set_int(self->member[3], SOL_SOCKET, SO_INCOMING_CPU,
+			     cpu));
+	for (i = 0; i < 16; i++)
+		EXPECT_EQ(3, WHO(6));
+
+	ASSERT_EQ(0, set_mode(self->member[3], OFF));
+	for (i = 0; i < NR_CLIENTS; i++) {
+		who = WHO(6);
+		EXPECT_LE(0, who);
+		EXPECT_NE(3, who);
+	}
+
+	/* Two of that CPU, one of them STANDBY: not preferred to an ON one. */
+	ASSERT_EQ(0, set_int(self->member[4], SOL_SOCKET, SO_INCOMING_CPU,
+			     cpu));
+	ASSERT_EQ(0, set_mode(self->member[4], STANDBY));
+	for (i = 0; i < NR_CLIENTS; i++) {
+		who = WHO(6);
+		EXPECT_LE(0, who);
+		EXPECT_NE(3, who);
+		EXPECT_NE(4, who);
+	}
+	for (i = 0; i < 6; i++)
+		if (i != 3)
+			ASSERT_EQ(0, set_mode(self->member[i], STANDBY));
+	for (i = 0; i < 16; i++)
+		EXPECT_EQ(4, WHO(6));
+
+	/* The count of such members survives the changes and the leaving. */
+	ASSERT_EQ(0, set_mode(self->member[3], ON));
+	for (i = 0; i < 16; i++)
+		EXPECT_EQ(3, WHO(6));
+	close(self->member[3]);
+	self->member[3] = -1;
+	for (i = 0; i < 16; i++)
+		EXPECT_EQ(4, WHO(6));
+	ASSERT_EQ(0, set_int(self->member[4], SOL_SOCKET, SO_INCOMING_CPU,
+			     -1));
+	ASSERT_EQ(0, set_mode(self->member[4], OFF));
+	for (i = 0; i < NR_CLIENTS; i++) {
+		who = WHO(6);
+		EXPECT_LE(0, who);
+		EXPECT_NE(4, who);
+	}
+}
+
+TEST_HARNESS_MAIN

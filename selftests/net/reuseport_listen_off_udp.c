@@ -1,0 +1,465 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * SO_REUSEPORT_LISTEN_OFF on UDP sockets.
+ *
+ * What holds for the connections of a TCP listener holds for the datagrams of
+ * an unconnected UDP socket. A connected one is a flow and is left alone, and
+ * so are multicast and broadcast, for which nobody is chosen.
+ */
+#include "reuseport_listen_off.h"
+
+#include <limits.h>
+
+#include "../kselftest_harness.h"
+
+#define ON	REUSEPORT_LISTEN_ON
+#define OFF	REUSEPORT_LISTEN_OFF
+#define STANDBY	REUSEPORT_LISTEN_STANDBY
+
+static void __attribute__((constructor)) check_kernel(void)
+{
+	require_option();
+}
+
+FIXTURE(udp)
+{
+	int port;
+	int a;			/* the first member */
+};
+
+FIXTURE_VARIANT(udp)
+{
+	const struct path *path;
+};
+
+FIXTURE_VARIANT_ADD(udp, ipv4)
+{
+	.path = &paths[IPV4],
+};
+
+FIXTURE_VARIANT_ADD(udp, ipv6)
+{
+	.path = &paths[IPV6],
+};
+
+FIXTURE_VARIANT_ADD(udp, ipv4_on_ipv6)
+{
+	.path = &paths[IPV4_ON_IPV6],
+};
+
+FIXTURE_SETUP(udp)
+{
+	ASSERT_EQ(0, enter_netns());
+	self->a = open_member(variant->path->bind, SOCK_DGRAM, 0);
+	ASSERT_LE(0, self->a);
+	self->port = local_port(self->a);
+	ASSERT_LT(0, self->port);
+}
+
+FIXTURE_TEARDOWN(udp)
+{
+}
+
+/* Another member of the group. */
+#define JOIN(mode)							\
+	open_member_mode(variant->path->bind, SOCK_DGRAM, self->port, mode)
+
+#define SEND()		send_one(variant->path->dst, self->port)
+#define REFUSED()	is_refused(variant->path->dst, self->port)
+
+#define SEND_ALL()							\
+({									\
+	int __i;							\
+									\
+	for (__i = 0; __i < NR_CLIENTS; __i++)				\
+		ASSERT_EQ(0, SEND());					\
+})
+
+TEST_F(udp, on_members_share)
+{
+	int b = JOIN(ON), n = 0, m = 0;
+
+	ASSERT_LE(0, b);
+	SEND_ALL();
+	EXPECT_TRUE(wait_for((n += receive_all(self->a)) +
+			     (m += receive_all(b)) == NR_CLIENTS));
+	EXPECT_LT(0, n);
+	EXPECT_LT(0, m);
+}
+
+TEST_F(udp, off_member_gets_nothing)
+{
+	int b = JOIN(ON), c = JOIN(ON), n = 0, m = 0;
+
+	ASSERT_LE(0, b);
+	ASSERT_LE(0, c);
+	ASSERT_EQ(0, set_mode(b, OFF));
+	SEND_ALL();
+	EXPECT_TRUE(wait_for((n += receive_all(self->a)) +
+			     (m += receive_all(c)) == NR_CLIENTS));
+	EXPECT_LT(0, n);
+	EXPECT_LT(0, m);
+	EXPECT_EQ(0, receive_all(b));
+	EXPECT_EQ(0, get_info(b).queued);
+}
+
+TEST_F(udp, receive_queue_survives)
+{
+	int b, i;
+
+	for (i = 0; i < 8; i++)
+		ASSERT_EQ(0, SEND());
+	EXPECT_TRUE(wait_for(get_info(self->a).queued >= 8 * 8));
+	b = JOIN(ON);
+	ASSERT_LE(0, b);
+	ASSERT_EQ(0, set_mode(self->a, OFF));
+	EXPECT_LE(8 * 8, get_info(self->a).queued);
+	EXPECT_EQ(0, get_info(self->a).handshakes);
+	EXPECT_TRUE(wait_for(is_settled(self->a)));
+	EXPECT_FALSE(is_drained(self->a));
+	EXPECT_EQ(8, receive_all(self->a));
+	EXPECT_EQ(0, get_info(self->a).queued);
+	EXPECT_TRUE(is_drained(self->a));
+	EXPECT_EQ(0, receive_all(b));
+}
+
+TEST_F(udp, all_off_refuses)
+{
+	int b = JOIN(ON);
+
+	ASSERT_LE(0, b);
+	ASSERT_EQ(0, set_mode(self->a, OFF));
+	ASSERT_EQ(0, set_mode(b, OFF));
+	EXPECT_TRUE(REFUSED());
+	EXPECT_EQ(0, receive_all(self->a));
+	EXPECT_EQ(0, receive_all(b));
+	EXPECT_EQ(2, get_info(b).group_off);
+	ASSERT_EQ(0, set_mode(b, ON));
+	ASSERT_EQ(0, SEND());
+	EXPECT_EQ(1, receive(b, 1));
+}
+
+TEST_F(udp, lone_socket_off_refuses)
+{
+	ASSERT_EQ(0, set_mode(self->a, OFF));
+	EXPECT_TRUE(REFUSED());
+	ASSERT_EQ(0, set_mode(self->a, ON));
+	ASSERT_EQ(0, SEND());
+	EXPECT_EQ(1, receive(self->a, 1));
+}
+
+/* The group on the specific address is passed over for the wildcard one. */
+TEST_F(udp, all_off_falls_back_to_wildcard)
+{
+	const struct path *p = variant->path;
+	int group[2], wild, port, i;
+
+	wild = open_member(p->any, SOCK_DGRAM, 0);
+	ASSERT_LE(0, wild);
+	port = local_port(wild);
+	for (i = 0; i < 2; i++) {
+		group[i] = open_member(p->specific, SOCK_DGRAM, port);
+		ASSERT_LE(0, group[i]);
+	}
+
+	ASSERT_EQ(0, set_mode(group[0], OFF));
+	ASSERT_EQ(0, send_one(p->dst, port));
+	EXPECT_EQ(1, receive(group[1], 1));
+	ASSERT_EQ(0, set_mode(group[1], OFF));
+	ASSERT_EQ(0, send_one(p->dst, port));
+	EXPECT_EQ(1, receive(wild, 1));
+	ASSERT_EQ(0, set_mode(wild, OFF));
+	EXPECT_TRUE(is_refused(p->dst, port));
+	ASSERT_EQ(0, set_mode(group[0], ON));
+	ASSERT_EQ(0, send_one(p->dst, port));
+	EXPECT_EQ(1, receive(group[0], 1));
+	EXPECT_EQ(0, receive_all(group[1]));
+	EXPECT_EQ(0, receive_all(wild));
+}
+
+/* An OFF wildcard group leaves alone what was found before it. */
+TEST_F(udp, wildcard_off_leaves_specific)
+{
+	const struct path *p = variant->path;
+	int wild, specific, port, i;
+
+	wild = open_member_mode(p->any, SOCK_DGRAM, 0, OFF);
+	ASSERT_LE(0, wild);
+	port = local_port(wild);
+	EXPECT_TRUE(is_refused(p->dst, port));
+	specific = open_member(p->specific, SOCK_DGRAM, port);
+	ASSERT_LE(0, specific);
+	for (i = 0; i < 8; i++)
+		ASSERT_EQ(0, send_one(p->dst, port));
+	EXPECT_EQ(8, receive(specific, 8));
+	EXPECT_EQ(0, receive_all(wild));
+}
+
+TEST_F(udp, standby_only_without_on)
+{
+	int s1 = JOIN(STANDBY), s2 = JOIN(STANDBY), b = JOIN(ON);
+	int n = 0, m = 0;
+
+	ASSERT_LE(0, s1);
+	ASSERT_LE(0, s2);
+	ASSERT_LE(0, b);
+	ASSERT_EQ(0, set_mode(self->a, OFF));
+	SEND_ALL();
+	EXPECT_EQ(NR_CLIENTS, receive(b, NR_CLIENTS));
+	EXPECT_EQ(0, receive_all(s1) + receive_all(s2));
+
+	close(b);
+	SEND_ALL();
+	EXPECT_TRUE(wait_for((n += receive_all(s1)) +
+			     (m += receive_all(s2)) == NR_CLIENTS));
+	EXPECT_LT(0, n);
+	EXPECT_LT(0, m);
+	EXPECT_EQ(0, receive_all(self->a));
+
+	b = JOIN(ON);
+	ASSERT_LE(0, b);
+	SEND_ALL();
+	EXPECT_EQ(NR_CLIENTS, receive(b, NR_CLIENTS));
+	EXPECT_EQ(0, receive_all(s1) + receive_all(s2));
+}
+
+/* Every change of mode, from every mode. */
+TEST_F(udp, mode_transitions)
+{
+	struct reuseport_listen_info info;
+	int b = JOIN(ON), from, to;
+
+	ASSERT_LE(0, b);
+	for (from = ON; from <= STANDBY; from++) {
+		for (to = ON; to <= STANDBY; to++) {
+			ASSERT_EQ(0, set_mode(b, from));
+			ASSERT_EQ(0, set_mode(b, to));
+			EXPECT_EQ(to, get_mode(b));
+
+			info = get_info(self->a);
+			EXPECT_EQ(ON, info.mode);
+			EXPECT_EQ(1 + (to == ON), info.group_on);
+			EXPECT_EQ(to == STANDBY, info.group_standby);
+			EXPECT_EQ(to == OFF, info.group_off);
+
+			ASSERT_EQ(0, set_mode(self->a, OFF));
+			if (to == OFF) {
+				EXPECT_TRUE(REFUSED());
+			} else {
+				ASSERT_EQ(0, SEND());
+				EXPECT_EQ(1, receive(b, 1));
+			}
+			ASSERT_EQ(0, set_mode(self->a, ON));
+		}
+	}
+}
+
+TEST_F(udp, mode_before_bind)
+{
+	const struct path *p = variant->path;
+	int fd = new_member(p->bind, SOCK_DGRAM);
+
+	ASSERT_LE(0, fd);
+	EXPECT_EQ(ON, get_mode(fd));
+	ASSERT_EQ(0, set_mode(fd, OFF));
+	EXPECT_EQ(OFF, get_mode(fd));
+	ASSERT_EQ(0, join(fd, p->bind, self->port));
+	EXPECT_EQ(OFF, get_mode(fd));
+	EXPECT_EQ(1, get_info(self->a).group_off);
+	SEND_ALL();
+	EXPECT_EQ(NR_CLIENTS, receive(self->a, NR_CLIENTS));
+	EXPECT_EQ(0, receive_all(fd));
+}
+
+TEST_F(udp, newcomer_joins_an_off_group)
+{
+	int b;
+
+	ASSERT_EQ(0, set_mode(self->a, OFF));
+	b = JOIN(ON);
+	ASSERT_LE(0, b);
+	EXPECT_EQ(ON, get_mode(b));
+	EXPECT_EQ(get_info(self->a).group_id, get_info(b).group_id);
+	ASSERT_EQ(0, SEND());
+	EXPECT_EQ(1, receive(b, 1));
+}
+
+TEST_F(udp, cleared_reuseport_is_still_off)
+{
+	int b = JOIN(ON);
+
+	ASSERT_LE(0, b);
+	ASSERT_EQ(0, set_mode(self->a, OFF));
+	ASSERT_EQ(0, set_int(self->a, SOL_SOCKET, SO_REUSEPORT, 0));
+	EXPECT_EQ(OFF, get_mode(self->a));
+	SEND_ALL();
+	EXPECT_EQ(NR_CLIENTS, receive(b, NR_CLIENTS));
+	EXPECT_EQ(0, receive_all(self->a));
+	close(b);
+	EXPECT_TRUE(REFUSED());
+}
+
+TEST_F(udp, reuseport_set_after_bind)
+{
+	const struct path *p = variant->path;
+	int fd = socket(family_of(p->bind), SOCK_DGRAM, 0), port;
+
+	ASSERT_LE(0, fd);
+	ASSERT_EQ(0, join(fd, p->bind, 0));
+	port = local_port(fd);
+	ASSERT_EQ(0, set_int(fd, SOL_SOCKET, SO_REUSEPORT, 1));
+	ASSERT_EQ(0, set_mode(fd, OFF));
+	EXPECT_TRUE(is_refused(p->dst, port));
+	ASSERT_EQ(0, set_mode(fd, ON));
+	ASSERT_EQ(0, send_one(p->dst, port));
+	EXPECT_EQ(1, receive(fd, 1));
+}
+
+/* Connected to a client, the member keeps what that one sends; only that. */
+TEST_F(udp, connected_socket_keeps_its_datagrams)
+{
+	const struct path *p = variant->path;
+	int b = JOIN(ON), client, i;
+	union addr addr;
+	socklen_t len;
+
+	ASSERT_LE(0, b);
+	client = dial(p->dst, SOCK_DGRAM, self->port);
+	ASSERT_LE(0, client);
+	len = make_addr(&addr, p == &paths[IPV4_ON_IPV6] ? p->specific : p->dst,
+			local_port(client));
+	ASSERT_EQ(0, connect(self->a, &addr.sa, len));
+	ASSERT_EQ(8, send(client, "datagram", 8, 0));
+	EXPECT_EQ(1, receive(self->a, 1));
+
+	EXPECT_EQ(0, set_mode(self->a, OFF));
+	EXPECT_EQ(OFF, get_mode(self->a));
+	for (i = 0; i < 8; i++)
+		ASSERT_EQ(8, send(client, "datagram", 8, 0));
+	EXPECT_EQ(8, receive(self->a, 8));
+	SEND_ALL();
+	EXPECT_EQ(NR_CLIENTS, receive(b, NR_CLIENTS));
+	EXPECT_EQ(0, receive_all(self->a));
+
+	/* Even if there is no one else. */
+	ASSERT_EQ(0, set_mode(b, OFF));
+	ASSERT_EQ(8, send(client, "datagram", 8, 0));
+	EXPECT_EQ(1, receive(self->a, 1));
+	close(b);
+	ASSERT_EQ(8, send(client, "datagram", 8, 0));
+	EXPECT_EQ(1, receive(self->a, 1));
+	EXPECT_TRUE(REFUSED());
+}
+
+TEST_F(udp, connected_while_off)
+{
+	const struct path *p = variant->path;
+	struct sockaddr unspec = { .sa_family = AF_UNSPEC };
+	int b = JOIN(OFF), client;
+	union addr addr;
+	socklen_t len;
+
+	ASSERT_LE(0, b);
+	client = dial(p->dst, SOCK_DGRAM, self->port);
+	ASSERT_LE(0, client);
+	len = make_addr(&addr, p == &paths[IPV4_ON_IPV6] ? p->specific : p->dst,
+			local_port(client));
+	ASSERT_EQ(0, connect(b, &addr.sa, len));
+	ASSERT_EQ(8, send(client, "datagram", 8, 0));
+	EXPECT_EQ(1, receive(b, 1));
+
+	/* Disconnected it is OFF again, in a group or not. */
+	ASSERT_EQ(0, connect(b, &unspec, sizeof(unspec)));
+	EXPECT_EQ(self->port, local_port(b));
+	EXPECT_EQ(OFF, get_mode(b));
+	ASSERT_EQ(8, send(client, "datagram", 8, 0));
+	EXPECT_EQ(1, receive(self->a, 1));
+	SEND_ALL();
+	EXPECT_EQ(NR_CLIENTS, receive(self->a, NR_CLIENTS));
+	close(self->a);
+	EXPECT_TRUE(REFUSED());
+	EXPECT_EQ(0, receive_all(b));
+}
+
+TEST_F(udp, errors)
+{
+	int fd = socket(family_of(variant->path->bind), SOCK_DGRAM, 0);
+	int b = JOIN(STANDBY), val = OFF;
+	socklen_t len;
+
+	ASSERT_LE(0, fd);
+	ASSERT_LE(0, b);
+	EXPECT_EQ(-EINVAL, set_mode(fd, OFF));
+	EXPECT_EQ(ON, get_mode(fd));
+	EXPECT_EQ(-EINVAL, set_mode(b, -1));
+	EXPECT_EQ(-EINVAL, set_mode(b, STANDBY + 1));
+	EXPECT_EQ(-EINVAL, set_mode(b, INT_MAX));
+	for (len = 0; len < sizeof(int); len++) {
+		EXPECT_EQ(-1, setsockopt(b, SOL_SOCKET,
+					 SO_REUSEPORT_LISTEN_OFF, &val, len));
+		EXPECT_EQ(EINVAL, errno);
+	}
+	EXPECT_EQ(STANDBY, get_mode(b));
+}
+
+/* An IPv4 datagram may find a group of either family, the own one first. */
+TEST(dual_stack_groups)
+{
+	int v4, v6;
+	int port;
+
+	ASSERT_EQ(0, enter_netns());
+	v6 = open_member("::", SOCK_DGRAM, 0);
+	ASSERT_LE(0, v6);
+	port = local_port(v6);
+	v4 = open_member("0.0.0.0", SOCK_DGRAM, port);
+	ASSERT_LE(0, v4);
+	ASSERT_EQ(0, set_mode(v4, OFF));
+	ASSERT_EQ(0, send_one("127.0.0.1", port));
+	EXPECT_EQ(1, receive(v6, 1));
+	ASSERT_EQ(0, set_mode(v4, ON));
+	ASSERT_EQ(0, set_mode(v6, OFF));
+	ASSERT_EQ(0, send_one("127.0.0.1", port));
+	EXPECT_EQ(1, receive(v4, 1));
+	EXPECT_TRUE(is_refused("::1", port));
+	ASSERT_EQ(0, set_mode(v4, OFF));
+	EXPECT_TRUE(is_refused("127.0.0.1", port));
+	EXPECT_EQ(0, receive_all(v4));
+	EXPECT_EQ(0, receive_all(v6));
+}
+
+/* Nobody is chosen for these: every socket gets one. */
+TEST(multicast_and_broadcast_are_not_governed)
+{
+	struct ip_mreqn mreq = { .imr_ifindex = 1 };
+	union addr multicast, broadcast;
+	int fd[2], tx, port, i;
+	socklen_t len;
+
+	ASSERT_EQ(0, enter_netns());
+	fd[0] = open_member("0.0.0.0", SOCK_DGRAM, 0);
+	ASSERT_LE(0, fd[0]);
+	port = local_port(fd[0]);
+	fd[1] = open_member_mode("0.0.0.0", SOCK_DGRAM, port, OFF);
+	ASSERT_LE(0, fd[1]);
+	make_addr(&multicast, "224.0.0.251", port);
+	len = make_addr(&broadcast, "127.255.255.255", port);
+	mreq.imr_multiaddr = multicast.in.sin_addr;
+	for (i = 0; i < 2; i++)
+		ASSERT_EQ(0, setsockopt(fd[i], IPPROTO_IP, IP_ADD_MEMBERSHIP,
+					&mreq, sizeof(mreq)));
+	tx = socket(AF_INET, SOCK_DGRAM, 0);
+	ASSERT_LE(0, tx);
+	ASSERT_EQ(0, set_int(tx, SOL_SOCKET, SO_BROADCAST, 1));
+	ASSERT_EQ(0, setsockopt(tx, IPPROTO_IP, IP_MULTICAST_IF, &mreq,
+				sizeof(mreq)));
+
+	ASSERT_EQ(8, sendto(tx, "datagram", 8, 0, &multicast.sa, len));
+	for (i = 0; i < 2; i++)
+		EXPECT_LE(1, receive(fd[i], 1));
+	ASSERT_EQ(8, sendto(tx, "datagram", 8, 0, &broadcast.sa, len));
+	for (i = 0; i < 2; i++)
+		EXPECT_LE(1, receive(fd[i], 1));
+}
+
+TEST_HARNESS_MAIN
