@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+# shellcheck shell=bash disable=SC2154
+# Sourced by kernel and kernel-deb: which source is asked for (KVER, FLAVOR and KSRC in the
+# environment), and how it is made ready. `me` is the script's name, `here` this directory.
+# Sets kver, flavor, ksrc, series (a directory, or nothing), fragments.
+top=${here%/*}
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/reuseport
+die() {
+	step_end
+	echo "$me: $*" >&2
+	exit 1
+}
+progress=''
+if [ -t 2 ] || [ "${PROGRESS-}" = always ]; then progress=y; fi
+step() { [ -z "$progress" ] || printf '\r\033[K%.100s' "$me: $*" >&2; }
+step_end() { [ -z "$progress" ] || printf '\r\033[K' >&2; }
+
+flavor=${FLAVOR:-patched} ksrc=${KSRC:-} kver=${KVER:-}
+if [ -n "$ksrc" ]; then
+	release=$(sed -nE 's/^(VERSION|PATCHLEVEL) = //p' "$ksrc/Makefile" 2>/dev/null | paste -sd.) || :
+	{ [ -n "$release" ] && [ -f "$ksrc/Kbuild" ] && [ -d "$ksrc/arch/x86" ]; } ||
+		die "KSRC=$ksrc is no kernel tree"
+	ksrc=$(realpath "$ksrc")
+	if [ -z "$kver" ]; then
+		case $release in
+		6.1 | 6.12) kver=$release ;;
+		*) kver=mainline ;;
+		esac
+	fi
+fi
+kver=${kver:-6.1}
+case $kver in
+6.1 | 6.12 | mainline) ;;
+*) die "unknown kernel line KVER='$kver': 6.1, 6.12 or mainline" ;;
+esac
+fragments=(base net namespaces bpf testing) series=$top/kernel-patches/$kver
+case $flavor in
+stock) series='' ;;
+patched) ;;
+debug | kcsan | btf) fragments+=("$flavor") ;;
+*) die "unknown FLAVOR='$flavor': patched, stock, debug, kcsan or btf" ;;
+esac
+fragments=("${fragments[@]/#/$here/config/}")
+fragments=("${fragments[@]/%/.config}")
+[ -z "$series" ] || [ -f "$series/series" ] ||
+	die "no patches for KVER=$kver: kernel-patches/$kver/series does not exist"
+[ -d "$cache" ] || mkdir -p "$cache" 2>/dev/null || die "cannot make the cache $cache"
+[ -w "$cache" ] || die "cannot write in the cache $cache"
+
+# Makes the directory to build in, $1, which goes when the script ends, whatever ends it.
+# What builds that were killed have left goes first: it is what nobody has the lock of.
+child=''
+make_tmp() {
+	local old free
+	tmp=$1 log=$1/log tree=$1/linux
+	trap cleanup EXIT
+	trap 'exit 130' INT
+	trap 'exit 143' TERM
+	trap 'exit 129' HUP
+	for old in "$tmp" "$cache"/tmp.{6.1,6.12,mainline}-*; do
+		[ "$old" = "$tmp" ] || flock -n "$cache/lock/${old##*/tmp.}" true || continue
+		rm -rf "$old"
+	done
+	free=$(df --output=avail -BM "$cache" | tail -n 1 | tr -dc 0-9)
+	[ "$free" -ge 3000 ] || die "no space: a build needs 3000 MB in $cache, there are $free"
+	mkdir "$tmp" "$tree"
+}
+# shellcheck disable=SC2317 # called by the trap
+cleanup() {
+	if [ -n "$child" ]; then
+		kill -TERM -- "-$child" 2>/dev/null || :
+		wait "$child" || :
+	fi
+	rm -rf "$tmp"
+}
+
+# run DOING COMMAND…: output goes to the log, shown only by failed. In a session of its own and
+# waited for in the background, because a shell obeys no signal while it waits in the foreground.
+run() {
+	local doing=$1 rc=0
+	shift
+	setsid "$@" >>"$log" 2>&1 &
+	child=$!
+	while [ -n "$progress" ] && kill -0 $child 2>/dev/null; do
+		sleep 0.5
+		step "$kver $flavor: $doing, $SECONDS s$(tail -n 1 "$log" | sed -nE 's/^  (CC|AS|AR|LD) +/, /p')"
+	done
+	wait $child || rc=$?
+	child=''
+	return $rc
+}
+failed() {
+	step_end
+	tail -n 40 "$log" >&2
+	die "$1"
+}
+
+# The source, patched if that is asked for, in $tree.
+make_tree() {
+	if [ -n "$ksrc" ]; then
+		run copying rsync -a --exclude=.git "$ksrc/" "$tree/" || failed "cannot copy $ksrc (no space?)"
+		[ ! -e "$tree/.config" ] || run cleaning make -s -C "$tree" mrproper || failed 'make mrproper failed'
+	else
+		run unpacking tar -xJf "$source/linux.tar.xz" -C "$tree" --strip-components=1 ||
+			failed "cannot unpack ${source##*/} (no space, or damaged: qemu-ci/fetch --refresh $kver)"
+	fi
+	[ -z "$series" ] || "$top/kernel-patches/apply" "$series" "$tree" || { step_end; exit 1; }
+}
+
+# kmake DOING ARGUMENT…: make in $tree. With ccache the second flavour of a line compiles only
+# what the patches touch.
+kmake() {
+	local doing=$1 cc=${CC:-gcc}
+	shift
+	if command -v ccache >/dev/null; then
+		cc="ccache $cc"
+		export CCACHE_DIR="$cache/ccache" CCACHE_MAXSIZE=3G CCACHE_BASEDIR="$tmp" CCACHE_NOHASHDIR=y
+	fi
+	unset MAKEFLAGS MFLAGS MAKELEVEL # what called us may be `make -s`
+	export KBUILD_BUILD_TIMESTAMP=@0 KBUILD_BUILD_USER=reuseport KBUILD_BUILD_HOST=ci
+	run "$doing" make -C "$tree" CC="$cc" -j"${JOBS:-$(nproc)}" "$@"
+}
