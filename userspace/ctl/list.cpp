@@ -1,0 +1,342 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "list.hpp"
+
+#include <fmt/format.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <csignal>
+#include <iterator>
+
+#include "reuseport/steer.hpp"
+
+namespace reuseport::ctl {
+
+using nlohmann::json;
+
+namespace {
+
+json address_json(const DiagSocket& s) {
+  std::string text = s.local.str();
+  text.erase(text.rfind(':'));
+  if (text.front() == '[') {
+    text = text.substr(1, text.size() - 2);
+  }
+  return {{"address", text.substr(0, text.find('%'))},
+          {"port", s.local.port},
+          {"device", s.local.ifindex}};
+}
+
+json processes_json(const DiagSocket& s, const View& view, Names& names) {
+  json out = json::array();
+  for (const Holder& h : view.holders.of(s.inode)) {
+    out.push_back({{"pid", h.pid}, {"fd", h.fd}, {"command", names.of(h.pid)}});
+  }
+  return out;
+}
+
+constexpr std::size_t columns = 9;
+using Row = std::array<std::string, columns>;
+
+constexpr std::array<std::string_view, columns> titles = {
+    "PROTO", "ADDRESS", "MODE", "HANDSHAKES", "QUEUE", "GROUP", "UID", "INODE", "PROCESS"};
+
+std::string process_cell(const DiagSocket& s, const View& view, Names& names) {
+  const auto& who = view.holders.of(s.inode);
+  if (who.empty()) {
+    return "-";
+  }
+  std::size_t others = 0;
+  for (const Holder& h : who) {
+    others += h.pid != who.front().pid ? 1 : 0;
+  }
+  std::string out = fmt::format("{}[{}]", names.of(who.front().pid), who.front().pid);
+  if (others > 0) {
+    fmt::format_to(std::back_inserter(out), "+{}", others);
+  }
+  return out;
+}
+
+Row row(const DiagSocket& s, const View& view, Names& names) {
+  Row r;
+  r[0] = to_string(s.protocol);
+  r[1] = s.local.str();
+  if (s.info) {
+    r[2] = to_string(s.info->mode);
+    r[3] = fmt::format_int(s.info->handshakes).str();
+    r[5] = fmt::format("{}:{}/{}/{}", s.info->group_id, s.info->group_on, s.info->group_standby,
+                       s.info->group_off);
+  } else {
+    r[2] = r[3] = r[5] = "-";
+  }
+  r[4] = s.protocol == Protocol::tcp ? fmt::format("{}/{}", s.queued, s.queue_max)
+                                     : fmt::format("{} B", s.queued);
+  r[6] = fmt::format_int(s.uid).str();
+  r[7] = fmt::format_int(s.inode).str();
+  r[8] = process_cell(s, view, names);
+  return r;
+}
+
+std::string command_line(pid_t pid) {
+  std::string out;
+  if (FILE* f = std::fopen(fmt::format("/proc/{}/cmdline", pid).c_str(), "re")) {
+    std::array<char, 4096> buf{};
+    const std::size_t n = std::fread(buf.data(), 1, buf.size(), f);
+    std::fclose(f);
+    out.assign(buf.data(), n);
+  }
+  while (!out.empty() && out.back() == '\0') {
+    out.pop_back();
+  }
+  for (char& c : out) {
+    c = c == '\0' ? ' ' : static_cast<unsigned char>(c) < ' ' || c == '\x7f' ? '?' : c;
+  }
+  return out;
+}
+
+/// What `show` adds to `list`; parts that this user may not see are null.
+json more_json(const DiagSocket& s, const View& view) {
+  json out = {{"reuseport", nullptr}, {"bpf_program", nullptr}, {"half_open_at_address", nullptr}};
+  if (s.protocol == Protocol::tcp) {
+    if (auto diag = SockDiag::open()) {
+      if (const auto requests = diag->half_open(s.local)) {
+        out["half_open_at_address"] = requests->size();
+      }
+    }
+  }
+  const auto target = take(s, view.holders, view.tree);
+  if (target) {
+    out["reuseport"] = has_reuseport(target->fd.get());
+  }
+  const auto program = attached_program(s.protocol, s.cookie);
+  if (program) {
+    out["bpf_program"] =
+        *program ? json{{"attached", true}, {"id", (*program)->id}} : json{{"attached", false}};
+  }
+  std::size_t members = 0;
+  for (const DiagSocket& other : view.sockets) {
+    members += other.same_address(s) && other.v6only == s.v6only ? 1 : 0;
+  }
+  out["listeners_at_address"] = members;
+  return out;
+}
+
+std::string show_text(const DiagSocket& s, const json& more, const View& view, Names& names) {
+  std::string out;
+  const auto line = [&out](std::string_view key, const std::string& value) {
+    fmt::format_to(std::back_inserter(out), "  {:<12}{}\n", key, value);
+  };
+  const auto known = [&more](const char* key) {
+    return more[key].is_null() ? std::string("unknown") : more[key].dump();
+  };
+  fmt::format_to(std::back_inserter(out), "{} {}\n", to_string(s.protocol), s.local.str());
+  if (s.info) {
+    line("mode", fmt::format("{}{}", to_string(s.info->mode),
+                             s.info->drained()   ? ", drained: close() loses nothing"
+                             : s.info->settled() ? ", settled"
+                                                 : ""));
+    line("handshakes", std::to_string(s.info->handshakes));
+    line("group", fmt::format("{}: {} on, {} standby, {} off", s.info->group_id, s.info->group_on,
+                              s.info->group_standby, s.info->group_off));
+  } else {
+    line("mode", "this kernel has none");
+    line("handshakes", known("half_open_at_address") + " at this address, whoever owns them");
+    line("group", known("listeners_at_address") + " listeners at this address");
+  }
+  line("queue", s.protocol == Protocol::tcp ? fmt::format("{} of {}", s.queued, s.queue_max)
+                                            : fmt::format("{} bytes", s.queued));
+  line("reuseport", more["reuseport"].is_null()     ? "unknown (no permission)"
+                    : more["reuseport"].get<bool>() ? "yes"
+                                                    : "no");
+  if (s.local.family == AF_INET6) {
+    line("v6only", s.v6only ? "yes" : "no");
+  }
+  const auto& bpf = more["bpf_program"];
+  line("program", bpf.is_null()                  ? "unknown (needs root and BTF)"
+                  : !bpf["attached"].get<bool>() ? "none"
+                  : bpf["id"] == 0               ? "a classic BPF program"
+                                                 : "BPF program " + bpf["id"].dump());
+  line("uid", std::to_string(s.uid));
+  line("inode", std::to_string(s.inode));
+  line("cookie", std::to_string(s.cookie));
+  for (const Holder& h : view.holders.of(s.inode)) {
+    line("process",
+         fmt::format("{} fd {} {}: {}", h.pid, h.fd, names.of(h.pid), command_line(h.pid)));
+  }
+  return out;
+}
+
+json listeners_json(const View& view, const std::vector<std::size_t>& chosen, Names& names) {
+  json out = json::array();
+  for (const std::size_t i : chosen) {
+    out.push_back(to_json(view.sockets[i], view, names));
+  }
+  return out;
+}
+
+void tell_missing(const View& view, const Output& out) {
+  if (!view.missing.empty()) {
+    out.note("not listed: " + view.missing);
+  }
+}
+
+}  // namespace
+
+const std::string& Names::of(pid_t pid) {
+  const auto it = names_.find(pid);
+  return it != names_.end() ? it->second : names_.emplace(pid, command_name(pid)).first->second;
+}
+
+json to_json(const DiagSocket& s, const View& view, Names& names) {
+  json out = address_json(s);
+  out["protocol"] = to_string(s.protocol);
+  out["v6only"] = s.v6only;
+  out["inode"] = s.inode;
+  out["cookie"] = s.cookie;
+  out["uid"] = s.uid;
+  out["queued"] = s.queued;
+  out["queue_max"] = s.protocol == Protocol::tcp ? json(s.queue_max) : json(nullptr);
+  out["mode"] = nullptr;
+  out["settled"] = nullptr;
+  out["drained"] = nullptr;
+  out["handshakes"] = nullptr;
+  out["group"] = nullptr;
+  if (s.info) {
+    out["mode"] = to_string(s.info->mode);
+    out["settled"] = s.info->settled();
+    out["drained"] = s.info->drained();
+    out["handshakes"] = s.info->handshakes;
+    out["group"] = {{"id", s.info->group_id},
+                    {"on", s.info->group_on},
+                    {"standby", s.info->group_standby},
+                    {"off", s.info->group_off}};
+  }
+  out["processes"] = processes_json(s, view, names);
+  return out;
+}
+
+std::string table(const View& view, const std::vector<std::size_t>& chosen, Names& names) {
+  std::vector<Row> rows;
+  std::array<std::size_t, columns> width{};
+
+  rows.reserve(chosen.size());
+  for (std::size_t c = 0; c < columns; c++) {
+    width[c] = titles[c].size();
+  }
+  for (const std::size_t i : chosen) {
+    rows.push_back(row(view.sockets[i], view, names));
+    for (std::size_t c = 0; c < columns; c++) {
+      width[c] = std::max(width[c], rows.back()[c].size());
+    }
+  }
+  std::string out;
+  out.reserve((rows.size() + 1) * 128);
+  const auto put = [&](const auto& cells) {
+    for (std::size_t c = 0; c < columns; c++) {
+      out += cells[c];
+      if (c + 1 < columns) {
+        out.append(width[c] - cells[c].size() + 1, ' ');
+      }
+    }
+    out += '\n';
+  };
+  put(titles);
+  for (const Row& r : rows) {
+    put(r);
+  }
+  return out;
+}
+
+Done list(const Selection& selection, const Output& out) {
+  const auto found = look_and_select(selection);
+  if (!found) {
+    return tl::unexpected(found.error());
+  }
+  const auto& [view, chosen] = *found;
+  Names names;
+  if (out.json) {
+    out.document({{"listeners", listeners_json(view, chosen, names)}});
+  } else {
+    out.text(table(view, chosen, names));
+  }
+  tell_missing(view, out);
+  return {};
+}
+
+Done show(const Selection& selection, const Output& out) {
+  const auto found = look_and_select(selection);
+  if (!found) {
+    return tl::unexpected(found.error());
+  }
+  const auto& [view, chosen] = *found;
+  Names names;
+  json all = json::array();
+  std::string text;
+  for (const std::size_t i : chosen) {
+    const DiagSocket& s = view.sockets[i];
+    const json more = more_json(s, view);
+    if (out.json) {
+      json one = to_json(s, view, names);
+      one.update(more);
+      for (json& p : one["processes"]) {
+        p["command_line"] = command_line(p["pid"].get<pid_t>());
+      }
+      all.push_back(std::move(one));
+    } else {
+      text += (text.empty() ? "" : "\n") + show_text(s, more, view, names);
+    }
+  }
+  if (out.json) {
+    out.document({{"listeners", all}});
+  } else {
+    out.text(text);
+  }
+  tell_missing(view, out);
+  return {};
+}
+
+Done watch(const Selection& selection, const WatchOptions& options, const Output& out) {
+  auto signals = Signals::open({SIGINT, SIGTERM, SIGWINCH});
+  if (!signals) {
+    return tl::unexpected(signals.error());
+  }
+  const bool screen = ::isatty(STDOUT_FILENO) == 1 && !out.json;
+  for (unsigned shown = 0; options.count == 0 || shown < options.count; shown++) {
+    if (shown > 0) {
+      const auto got = signals->wait(options.interval);
+      if (got && *got != SIGWINCH) {
+        return {};  // how a watch is meant to end
+      }
+    }
+    const auto found = look_and_select(selection);
+    if (!found) {
+      return tl::unexpected(found.error());
+    }
+    const auto& [view, chosen] = *found;
+    Names names;
+    if (out.json) {
+      out.document({{"listeners", listeners_json(view, chosen, names)}});
+      continue;
+    }
+    std::string text = table(view, chosen, names);
+    winsize size{};
+    if (screen && ::ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_row > 1) {
+      // cut to the screen, so that it does not scroll
+      std::size_t end = 0;
+      for (unsigned rows = 1; rows < size.ws_row && end != std::string::npos; rows++) {
+        end = text.find('\n', end == 0 ? 0 : end + 1);
+      }
+      if (end != std::string::npos) {
+        text.resize(end);
+      }
+      text.insert(0, "\x1b[H\x1b[2J");
+    } else if (shown > 0) {
+      text.insert(0, "\n");
+    }
+    out.text(text);
+  }
+  return {};
+}
+
+}  // namespace reuseport::ctl

@@ -1,0 +1,269 @@
+// SPDX-License-Identifier: Apache-2.0
+// reuseportctl: the command line.
+#include <bpf/libbpf.h>
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <charconv>
+#include <string>
+#include <string_view>
+
+#include "drain.hpp"
+#include "list.hpp"
+#include "mode.hpp"
+#include "output.hpp"
+#include "probe.hpp"
+#include "supervise.hpp"
+
+namespace {
+
+using namespace reuseport;
+using namespace reuseport::ctl;
+
+/// "30", "1.5", "500ms", "2m": seconds unless a unit is named.
+std::optional<std::chrono::milliseconds> parse_duration(std::string_view text) {
+  double value = 0;
+  const char* end = text.data() + text.size();
+  const auto [stop, ec] = std::from_chars(text.data(), end, value);
+  const std::string_view unit(stop, static_cast<std::size_t>(end - stop));
+  const double factor = unit.empty() || unit == "s" ? 1e3
+                        : unit == "ms"              ? 1
+                        : unit == "m"               ? 6e4
+                        : unit == "h"               ? 3.6e6
+                                                    : 0;
+  if (ec != std::errc{} || factor == 0 || !(value >= 0) || value * factor > 1e10) {
+    return std::nullopt;
+  }
+  return std::chrono::milliseconds(static_cast<std::int64_t>(value * factor));
+}
+
+template <typename T, typename Parse>
+void option(CLI::App* app, const std::string& name, T& into, Parse parse, const std::string& what,
+            const std::string& type) {
+  app->add_option_function<std::string>(
+         name,
+         [&into, parse, name](const std::string& text) {
+           const auto value = parse(text);
+           if (!value) {
+             throw CLI::ValidationError(name, "\"" + text + "\" is not valid");
+           }
+           into = *value;
+         },
+         what)
+      ->type_name(type);
+}
+
+template <typename T>
+std::optional<T> positive(std::string_view text) {
+  T value{};
+  const auto [stop, ec] = std::from_chars(text.data(), text.data() + text.size(), value);
+  return ec == std::errc{} && stop == text.data() + text.size() && value > 0 ? std::optional(value)
+                                                                             : std::nullopt;
+}
+
+void add_selection(CLI::App* app, Selection& s) {
+  option(app, "--pid", s.pid, positive<pid_t>, "listeners of this process and its descendants",
+         "PID");
+  option(app, "--port", s.port, parse_port, "listeners on this port", "N");
+  option(app, "--addr", s.address, EndpointPattern::parse,
+         "listeners on this address, e.g. 127.0.0.1, [::1]:80, *:80", "ADDR[:PORT]");
+  option(app, "--inode", s.inode, positive<std::uint64_t>, "the socket of this number", "N");
+  app->add_flag("--tcp", s.tcp, "only TCP");
+  app->add_flag("--udp", s.udp, "only UDP");
+}
+
+const std::map<std::string, Method> methods = {{"auto", Method::automatic},
+                                               {"option", Method::option},
+                                               {"steer", Method::steer},
+                                               {"close", Method::close}};
+
+void add_method(CLI::App* app, Method& method) {
+  option(
+      app, "--method", method,
+      [](const std::string& text) {
+        const auto it = methods.find(text);
+        return it == methods.end() ? std::nullopt : std::optional(it->second);
+      },
+      "auto (the best that works here), option, steer or close", "METHOD");
+}
+
+struct Arguments {
+  Output out;
+  bool behaviour = false;
+  Selection selection;
+  ModeOptions mode;
+  WatchOptions watch;
+  DrainOptions drain;
+  RestartOptions restart;
+};
+
+/// Changing everything at once is never what was meant.
+Done require_selection(const Selection& s, const char* command) {
+  if (s.everything()) {
+    return failed(
+        Failure(Exit::usage, fmt::format("{} needs --pid, --port, --addr or --inode", command)));
+  }
+  return {};
+}
+
+/// Declares all commands; the one that is chosen sets @p run.
+void declare(CLI::App& app, Arguments& a, std::function<Outcome<int>()>& run) {
+  const auto code = [](const Done& done) -> Outcome<int> {
+    return done ? Outcome<int>(0) : Outcome<int>(tl::unexpected(done.error()));
+  };
+  app.require_subcommand(1);
+  app.fallthrough();
+  app.set_version_flag("--version", std::string("reuseportctl ") + REUSEPORT_VERSION);
+  app.add_flag("--json", a.out.json, "print JSON, errors too");
+  app.add_flag_callback(
+      "--pretty", [&a] { a.out.json = a.out.pretty = true; }, "print JSON for people");
+  app.add_flag("-q,--quiet", a.out.quiet, "show no progress");
+
+  auto* probe = app.add_subcommand("probe", "what this kernel can do");
+  probe->add_flag("--behaviour", a.behaviour, "also check on loopback that OFF means off");
+  probe->callback([&] {
+    run = [&]() -> Outcome<int> {
+      const auto exit = probe_command(a.behaviour, a.out);
+      return exit ? Outcome<int>(static_cast<int>(*exit)) : tl::unexpected(exit.error());
+    };
+  });
+
+  auto* list = app.add_subcommand("list", "listeners: address, mode, queue, group, process");
+  add_selection(list, a.selection);
+  list->callback([&, code] { run = [&, code] { return code(ctl::list(a.selection, a.out)); }; });
+
+  auto* show = app.add_subcommand("show", "all that is known about some listeners");
+  add_selection(show, a.selection);
+  show->callback([&, code] {
+    run = [&, code] {
+      const auto named = require_selection(a.selection, "show");
+      return code(named ? ctl::show(a.selection, a.out) : named);
+    };
+  });
+
+  auto* watch = app.add_subcommand("watch", "list again and again");
+  add_selection(watch, a.selection);
+  option(watch, "--interval", a.watch.interval, parse_duration, "time between two tables",
+         "SECONDS");
+  option(watch, "--count", a.watch.count, positive<unsigned>, "tables to show, then end", "N");
+  watch->callback(
+      [&, code] { run = [&, code] { return code(ctl::watch(a.selection, a.watch, a.out)); }; });
+
+  struct ModeCommand {
+    const char* name;
+    Mode mode;
+    const char* what;
+  };
+  for (const ModeCommand& m :
+       {ModeCommand{"on", Mode::on, "give listeners new connections"},
+        ModeCommand{"off", Mode::off, "give listeners nothing new; they keep what they have"},
+        ModeCommand{"standby", Mode::standby,
+                    "give listeners something only while no other is ON"}}) {
+    auto* command = app.add_subcommand(m.name, m.what);
+    add_selection(command, a.selection);
+    command->add_flag("--allow-shared", a.mode.allow_shared,
+                      "also a socket that another process holds");
+    command->add_flag("--allow-last", a.mode.allow_last, "also the last ON listener of an address");
+    command->add_flag("--dry-run", a.mode.dry_run, "only say what would be done");
+    command->callback([&, code, m] {
+      run = [&, code, m] {
+        const auto named = require_selection(a.selection, m.name);
+        return code(named ? ctl::set_mode(m.mode, a.selection, a.mode, a.out) : named);
+      };
+    });
+  }
+
+  auto* drain =
+      app.add_subcommand("drain", "retire the listeners of an old process, beside a new one");
+  add_selection(drain, a.drain.selection);
+  drain->get_option("--pid")->required();
+  option(drain, "--timeout", a.drain.timeout, parse_duration, "give up after this (30 s)",
+         "SECONDS");
+  option(drain, "--signal", a.drain.signal, parse_signal, "then send this to the process", "NAME");
+  add_method(drain, a.drain.method);
+  drain->add_flag("--wait", a.drain.wait, "after the signal, wait until the process has ended")
+      ->needs(drain->get_option("--signal"));
+  drain->add_flag("--await-newcomer", a.drain.await_newcomer,
+                  "wait for a newcomer instead of refusing");
+  option(
+      drain, "--on-deadline", a.drain.at_deadline,
+      [](const std::string& text) {
+        return text == "standby"   ? std::optional(AtDeadline::standby)
+               : text == "restore" ? std::optional(AtDeadline::restore)
+               : text == "signal"  ? std::optional(AtDeadline::signal)
+                                   : std::nullopt;
+      },
+      "with connections left: standby (default), restore, or signal all the same", "WHAT");
+  drain->add_flag("--allow-shared", a.drain.allow_shared,
+                  "also a socket that another process holds");
+  drain->add_flag("--allow-last", a.drain.allow_last, "also the last ON listener of an address");
+  drain->add_flag("--dry-run", a.drain.dry_run, "only say what would be done");
+  drain->callback([&, code] { run = [&, code] { return code(drain_command(a.drain, a.out)); }; });
+
+  auto* restart = app.add_subcommand(
+      "restart", "run a server; SIGHUP replaces it by a new one without losing a connection");
+  restart->add_option("command", a.restart.command, "the server, in the foreground")
+      ->required()
+      ->type_name("-- CMD ARG...");
+  restart->add_option("--ready", a.restart.ready,
+                      "shell command that says 0 when the new server is ready ($REUSEPORT_PID)");
+  option(restart, "--ready-timeout", a.restart.ready_timeout, parse_duration,
+         "how long a new server may take (30 s)", "SECONDS");
+  option(restart, "--timeout", a.restart.drain_timeout, parse_duration,
+         "how long the old one may drain (30 s)", "SECONDS");
+  option(restart, "--stop-timeout", a.restart.stop_timeout, parse_duration,
+         "kill the old one this long after the signal (90 s), 0: never", "SECONDS");
+  option(restart, "--signal", a.restart.signal, parse_signal, "what ends the server (TERM)",
+         "NAME");
+  add_method(restart, a.restart.method);
+  restart->add_flag("--allow-last", a.restart.allow_last,
+                    "also addresses that the new server does not serve");
+  restart->add_flag("--dry-run", a.restart.dry_run, "only say what would be done");
+  restart->callback([&] { run = [&] { return supervise(a.restart, a.out); }; });
+}
+
+/// Errors on the command line come before --json is known.
+bool wants_json(int argc, char** argv) {
+  for (int i = 1; i < argc && std::string_view(argv[i]) != "--"; i++) {
+    if (std::string_view(argv[i]) == "--json" || std::string_view(argv[i]) == "--pretty") {
+      return true;
+    }
+  }
+  return false;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) try {
+  libbpf_set_print(nullptr);
+  CLI::App app("Switch SO_REUSEPORT listeners off, and restart servers without losing connections.",
+               "reuseportctl");
+  Arguments arguments;
+  std::function<Outcome<int>()> run;
+  declare(app, arguments, run);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& e) {
+    if (e.get_exit_code() == 0) {
+      return app.exit(e);  // --help, --version
+    }
+    arguments.out.json = wants_json(argc, argv);
+    // CLI11 asks for a command before it mentions one that does not exist
+    const auto rest = app.remaining();
+    const bool unknown = app.get_subcommands().empty() && !rest.empty();
+    arguments.out.failure({Exit::usage,
+                           unknown ? "no command or option \"" + rest.front() + '"' : e.what(),
+                           "see --help"});
+    return static_cast<int>(Exit::usage);
+  }
+  const auto result = run();
+  if (!result) {
+    arguments.out.failure(result.error());
+    return static_cast<int>(result.error().exit);
+  }
+  return *result;
+} catch (const std::exception& e) {
+  fmt::print(stderr, "reuseportctl: {}\n", e.what());
+  return static_cast<int>(reuseport::ctl::Exit::error);
+}

@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+// restart: a supervisor for any server whose listeners have SO_REUSEPORT.
+//
+//   SIGHUP --> new CMD beside the old one --> its listeners are ON on every address of the old
+//          --> --ready says yes --> drain the old --> TERM --> it ends
+//
+// Whatever goes wrong on the way, the old one goes on as before and the newcomer is ended.
+#ifndef REUSEPORTCTL_SUPERVISE_HPP
+#define REUSEPORTCTL_SUPERVISE_HPP
+
+#include <chrono>
+#include <csignal>
+#include <string>
+#include <vector>
+
+#include "drain.hpp"
+#include "failure.hpp"
+#include "output.hpp"
+
+namespace reuseport::ctl {
+
+struct RestartOptions {
+  std::vector<std::string> command;
+  std::string ready;                                ///< run by /bin/sh until it says 0
+  std::chrono::milliseconds ready_timeout{30'000};  ///< from the start of CMD
+  std::chrono::milliseconds drain_timeout{30'000};
+  std::chrono::milliseconds stop_timeout{90'000};  ///< after the signal; then SIGKILL. 0: never
+  int signal = SIGTERM;
+  Method method = Method::automatic;
+  bool allow_last = false;
+  bool dry_run = false;  ///< only say what would be run, and how it would drain
+};
+
+/// Runs CMD until it ends or SIGTERM or SIGINT come; returns what to exit with: the status of CMD,
+/// 128 plus the signal if one killed it, 0 when asked to stop.
+[[nodiscard]] Outcome<int> supervise(const RestartOptions& options, const Output& out);
+
+}  // namespace reuseport::ctl
+
+#endif  // REUSEPORTCTL_SUPERVISE_HPP

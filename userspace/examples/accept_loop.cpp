@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+// The shortest use: a listener with connections in its queue is drained by a plain accept loop.
+#include <netinet/in.h>
+#include <sys/socket.h>
+
+#include <cstdio>
+
+#include <reuseport/drain.hpp>
+#include <reuseport/fd.hpp>
+
+using reuseport::Fd;
+
+int main() {
+  Fd listener(::socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+  const int one = 1;
+  sockaddr_in at{};
+  at.sin_family = AF_INET;
+  at.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t len = sizeof(at);
+  auto* address = static_cast<sockaddr*>(static_cast<void*>(&at));
+  const Fd client(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  if (::setsockopt(listener.get(), SOL_SOCKET, SO_REUSEPORT, &one, sizeof(one)) != 0 ||
+      ::bind(listener.get(), address, len) != 0 || ::listen(listener.get(), 16) != 0 ||
+      ::getsockname(listener.get(), address, &len) != 0 ||
+      ::connect(client.get(), address, len) != 0) {
+    std::perror("accept_loop");
+    return 1;
+  }
+
+  reuseport::Drain drain({.policy = reuseport::Policy::prefer});
+  int accepted = 0;
+  if (reuseport::Status added = drain.add(listener.get()); !added) {
+    std::fprintf(stderr, "%s\n", added.error().message().c_str());
+    return 1;
+  }
+  const reuseport::Result<reuseport::Report> report = reuseport::run(drain, [&](int fd) {
+    const Fd taken(::accept4(fd, nullptr, nullptr, SOCK_CLOEXEC));
+    accepted += taken.valid() ? 1 : 0;
+  });
+  if (!report) {
+    std::fprintf(stderr, "%s\n", report.error().message().c_str());
+    return 1;
+  }
+  (void)listener.release();  // closed by the drain
+  std::printf("accepted %d, %s by %s: %s\n", accepted, to_string(report->outcome).data(),
+              to_string(report->method).data(), report->probe.why());
+  return accepted == 1 ? 0 : 1;
+}

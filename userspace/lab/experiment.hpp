@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <limits>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "histogram.hpp"
+#include "link.hpp"
+#include "load.hpp"
+#include "method.hpp"
+#include "result.hpp"
+
+namespace lab {
+
+/// One method on one link under one load.
+struct ExperimentSpec {
+  Method method = Method::close;
+  LinkSpec link;
+  Link::Wire wire = Link::Wire::automatic;
+  unsigned restarts = 20;
+  int listeners = 4;
+  double rate = 300;              ///< open loop, connections a second; 0: closed loop
+  unsigned concurrency = 64;      ///< closed loop
+  std::int64_t duration_ns = 0;   ///< restarts are spread over this time ...
+  std::uint64_t connections = 0;  ///< ... or, where not 0, over so many connections
+  std::int64_t timeout_ns = 0;    ///< of one connection
+  std::uint64_t seed = 1;
+  bool random_restarts = false;  ///< at random instants drawn from the seed, not evenly spread
+  bool churn = false;            ///< see run_churn()
+  /// Now and then a newcomer in STANDBY is killed before the restart, and the old generation is
+  /// stopped for a moment before it drains. Neither may cost a connection.
+  bool faults = false;
+};
+
+inline constexpr std::int64_t lost_too_many = std::numeric_limits<std::int64_t>::max();
+
+/// What happened. Times in nanoseconds.
+struct Outcome {
+  ExperimentSpec spec;
+  std::string wire;
+  LoadResult load;
+  unsigned restarts = 0;
+  /// p99.9 of connect, one for each round that was added up; `lost_too_many` where a thousandth of
+  /// the connections or more were lost, for then the thousandth slowest never was connected.
+  std::vector<std::int64_t> p999;
+  Histogram may_close;                     ///< from "drain" to "may close", one a restart
+  std::map<std::string, unsigned> really;  ///< what was really done, restarts each
+  std::uint64_t left = 0;                  ///< connections a drain gave up on, as it reported
+  std::uint64_t cut_short = 0;             ///< accepted connections the old process gave up on
+  std::int64_t elapsed_ns = 0;
+  std::int64_t most_descriptors = 0;  ///< an old generation or the churn had open at its end
+  std::int64_t most_rss_kb = 0;       ///< and the most memory of one
+  std::uint64_t stray = 0;            ///< connections that reached the churn
+  std::uint64_t churn_changes = 0;
+  unsigned dead_newcomers = 0;
+  unsigned stalls = 0;
+};
+
+/// Where an experiment stands, for a progress line.
+struct Progress {
+  unsigned restarts;
+  std::uint64_t connections;
+  std::uint64_t lost;
+};
+using OnProgress = std::function<void(const Progress&)>;
+
+/// Builds link and servers, runs the load over the restarts and takes everything down again, also
+/// on error. An error means nothing was measured.
+Result<Outcome> run_experiment(const ExperimentSpec& spec, const OnProgress& on_progress);
+
+/// Makes run_experiment() give up at the next poll (SIGINT, SIGTERM). Async-signal-safe.
+void interrupt_experiments() noexcept;
+[[nodiscard]] bool interrupted() noexcept;
+
+}  // namespace lab

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <string_view>
+
+namespace lab {
+
+/// A way to restart a listener. What the old generation does is in retire.cpp, what happens around
+/// it in stage.cpp, and how a generation comes by its listeners in listeners.cpp.
+enum class Method : std::uint8_t {
+  close,
+  sweep,
+  migrate,
+  listen_off,
+  steer,
+  fd_pass,
+  socket_server,
+  qdisc_plug,
+  uds_rename,
+  syncookies,
+};
+
+struct MethodInfo {
+  Method method;
+  std::string_view name;
+  std::string_view what;        ///< one line for --help and the README
+  std::string_view privileges;  ///< beyond those of a server that opens its own sockets
+  int extra_processes;          ///< beside the two generations
+};
+
+inline constexpr std::array methods{
+    MethodInfo{Method::close, "close", "plain close", "none", 0},
+    MethodInfo{Method::sweep, "sweep", "accept until EAGAIN, then close", "none", 0},
+    MethodInfo{Method::migrate, "migrate", "net.ipv4.tcp_migrate_req=1, then close",
+               "CAP_NET_ADMIN (sysctl)", 0},
+    MethodInfo{Method::listen_off, "listen-off",
+               "libreuseport's drain: SO_REUSEPORT_LISTEN_OFF, else its fallback", "none", 0},
+    MethodInfo{Method::steer, "steer",
+               "an eBPF program chooses the new listeners; the old ones run empty",
+               "CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON", 0},
+    MethodInfo{Method::fd_pass, "fd-pass",
+               "the old process hands its listening sockets over (SCM_RIGHTS)", "none", 0},
+    MethodInfo{Method::socket_server, "socket-server",
+               "a process of its own holds the sockets and starts the servers", "none", 1},
+    MethodInfo{Method::qdisc_plug, "qdisc-plug",
+               "SYNs wait in a plug qdisc while the listeners change", "CAP_NET_ADMIN (tc)", 0},
+    MethodInfo{Method::uds_rename, "uds-rename",
+               "haproxy before a Unix socket that an atomic rename replaces", "none", 1},
+    MethodInfo{Method::syncookies, "syncookies", "net.ipv4.tcp_syncookies=2 meanwhile, then close",
+               "CAP_NET_ADMIN (sysctl)", 0},
+};
+
+inline const MethodInfo& info(Method method) {
+  for (const auto& entry : methods) {
+    if (entry.method == method) {
+      return entry;
+    }
+  }
+  return methods.front();
+}
+
+/// Do the generations hold the same sockets, rather than each its own?
+constexpr bool shares_sockets(Method method) {
+  return method == Method::fd_pass || method == Method::socket_server;
+}
+
+inline std::optional<Method> parse_method(std::string_view name) {
+  for (const auto& entry : methods) {
+    if (entry.name == name) {
+      return entry.method;
+    }
+  }
+  return std::nullopt;
+}
+
+}  // namespace lab

@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "reuseport/sockdiag.hpp"
+
+#include <arpa/inet.h>
+#include <libmnl/libmnl.h>
+#include <linux/inet_diag.h>
+#include <linux/netlink.h>
+#include <linux/sock_diag.h>
+#include <netinet/tcp.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstring>
+#include <tuple>
+
+#include "sockdiag_parse.hpp"
+
+namespace reuseport {
+
+namespace {
+
+constexpr int max_interrupted = 10;         // each retry starts over; more means a storm of changes
+constexpr std::size_t dump_buffer = 32768;  // the kernel fills at most this much at a time
+constexpr std::uint32_t states_listen = 1U << TCP_LISTEN;
+constexpr std::uint32_t states_unconnected = 1U << TCP_CLOSE;
+constexpr std::uint32_t states_half_open = 1U << TCP_SYN_RECV;
+
+std::string missing_hint(Protocol protocol) {
+  return protocol == Protocol::udp ? "load the module udp_diag (CONFIG_INET_UDP_DIAG)"
+                                   : "load the module tcp_diag (CONFIG_INET_TCP_DIAG)";
+}
+
+std::uint32_t listening_states(Protocol protocol) {
+  return protocol == Protocol::udp ? states_unconnected : states_listen;
+}
+
+Status send_request(mnl_socket* socket, std::uint32_t seq, std::uint16_t flags,
+                    const inet_diag_req_v2& req) {
+  std::array<char, MNL_NLMSG_HDRLEN + MNL_ALIGN(sizeof(inet_diag_req_v2))> buf{};
+  nlmsghdr* nlh = mnl_nlmsg_put_header(buf.data());
+
+  nlh->nlmsg_type = SOCK_DIAG_BY_FAMILY;
+  nlh->nlmsg_flags = NLM_F_REQUEST | flags;
+  nlh->nlmsg_seq = seq;
+  std::memcpy(mnl_nlmsg_put_extra_header(nlh, sizeof(req)), &req, sizeof(req));
+  if (mnl_socket_sendto(socket, nlh, nlh->nlmsg_len) < 0) {
+    return fail("sendto(NETLINK_SOCK_DIAG)", errno);
+  }
+  return {};
+}
+
+detail::Reply receive_all(mnl_socket* socket, std::uint32_t seq, detail::ReplyState& state) {
+  std::vector<std::byte> buf(dump_buffer);
+  detail::Reply reply = detail::Reply::more;
+
+  while (reply == detail::Reply::more) {
+    const ssize_t n = mnl_socket_recvfrom(socket, buf.data(), buf.size());
+    if (n < 0) {
+      if (errno == EINTR) {
+        continue;
+      }
+      state.errnum = errno;
+      return detail::Reply::failed;
+    }
+    reply = detail::parse_reply({buf.data(), static_cast<std::size_t>(n)}, seq,
+                                mnl_socket_get_portid(socket), state);
+  }
+  return reply;
+}
+
+inet_diag_req_v2 make_request(Protocol protocol, sa_family_t family, std::uint32_t states) {
+  inet_diag_req_v2 req{};
+  req.sdiag_family = static_cast<std::uint8_t>(family);
+  req.sdiag_protocol = static_cast<std::uint8_t>(protocol);
+  req.idiag_states = states;
+  req.id.idiag_cookie[0] = INET_DIAG_NOCOOKIE;
+  req.id.idiag_cookie[1] = INET_DIAG_NOCOOKIE;
+  return req;
+}
+
+}  // namespace
+
+std::string_view to_string(Protocol protocol) noexcept {
+  return protocol == Protocol::udp ? "udp" : "tcp";
+}
+
+bool DiagSocket::same_address(const DiagSocket& other) const noexcept {
+  return protocol == other.protocol && local == other.local;
+}
+
+void SockDiag::Close::operator()(mnl_socket* s) const noexcept {
+  mnl_socket_close(s);
+}
+
+Result<SockDiag> SockDiag::open() {
+  SockDiag diag{Socket{}};
+  if (auto ok = diag.reopen(); !ok) {
+    return tl::unexpected(ok.error());
+  }
+  return diag;
+}
+
+Status SockDiag::reopen() {
+  socket_.reset(mnl_socket_open2(NETLINK_SOCK_DIAG, SOCK_CLOEXEC));
+  if (!socket_) {
+    const int err = errno;
+    return fail("socket(NETLINK_SOCK_DIAG)", err,
+                err == EPROTONOSUPPORT ? "this kernel lacks sock_diag (CONFIG_INET_DIAG)" : "");
+  }
+  if (mnl_socket_bind(socket_.get(), 0, MNL_SOCKET_AUTOPID) < 0) {
+    return fail("bind(NETLINK_SOCK_DIAG)", errno);
+  }
+  return {};
+}
+
+Status SockDiag::dump(Protocol protocol, sa_family_t family, std::uint32_t states,
+                      std::uint16_t port, std::vector<DiagSocket>& out) {
+  inet_diag_req_v2 req = make_request(protocol, family, states);
+  req.id.idiag_sport = htons(port);
+  const std::size_t before = out.size();
+
+  for (int attempt = 0; attempt < max_interrupted; attempt++) {
+    detail::ReplyState state{protocol, &out, 0};
+    if (auto sent = send_request(socket_.get(), ++seq_, NLM_F_DUMP, req); !sent) {
+      return sent;
+    }
+    switch (receive_all(socket_.get(), seq_, state)) {
+      case detail::Reply::done: return {};
+      case detail::Reply::interrupted: {
+        // the rest of the broken dump is still on its way: a new socket will not see it
+        out.resize(before);
+        if (auto ok = reopen(); !ok) {
+          return ok;
+        }
+        break;
+      }
+      default:
+        out.resize(before);
+        return fail("sock_diag dump", state.errnum,
+                    state.errnum == ENOENT ? missing_hint(protocol) : "");
+    }
+  }
+  return fail("sock_diag dump", EAGAIN, "the socket tables change too fast, try again");
+}
+
+Result<std::vector<DiagSocket>> SockDiag::listeners(Protocol protocol, std::uint16_t port) {
+  std::vector<DiagSocket> out;
+  for (const sa_family_t family : {sa_family_t{AF_INET}, sa_family_t{AF_INET6}}) {
+    if (auto ok = dump(protocol, family, listening_states(protocol), port, out); !ok) {
+      if (family == AF_INET6 && ok.error().errnum == ENOENT) {
+        continue;  // a kernel without IPv6 has no IPv6 sockets
+      }
+      return tl::unexpected(ok.error());
+    }
+  }
+  const auto key = [](const DiagSocket& s) { return std::tie(s.local, s.inode, s.cookie); };
+  std::sort(out.begin(), out.end(),
+            [&](const DiagSocket& a, const DiagSocket& b) { return key(a) < key(b); });
+  // a table that grows under the dump can show a socket twice
+  out.erase(
+      std::unique(out.begin(), out.end(),
+                  [](const DiagSocket& a, const DiagSocket& b) { return a.cookie == b.cookie; }),
+      out.end());
+  // an unbound UDP socket is not in the tables, a bound one has a port
+  std::erase_if(out, [](const DiagSocket& s) { return s.local.port == 0; });
+  return out;
+}
+
+Result<std::vector<DiagSocket>> SockDiag::half_open(const Endpoint& listener) {
+  std::vector<DiagSocket> out;
+  if (auto ok = dump(Protocol::tcp, listener.family, states_half_open, listener.port, out); !ok) {
+    return tl::unexpected(ok.error());
+  }
+  if (!listener.is_any()) {
+    std::erase_if(out, [&](const DiagSocket& s) { return s.local.addr != listener.addr; });
+  }
+  return out;
+}
+
+Result<std::optional<DiagSocket>> SockDiag::query(const DiagSocket& known) {
+  inet_diag_req_v2 req =
+      make_request(known.protocol, known.local.family, listening_states(known.protocol));
+  std::vector<DiagSocket> found;
+
+  req.id.idiag_sport = htons(known.local.port);
+  req.id.idiag_if = known.local.ifindex;
+  req.id.idiag_cookie[0] = static_cast<std::uint32_t>(known.cookie);
+  req.id.idiag_cookie[1] = static_cast<std::uint32_t>(known.cookie >> 32);
+  std::memcpy(req.id.idiag_src, known.local.addr.data(), known.local.family == AF_INET ? 4 : 16);
+
+  detail::ReplyState state{known.protocol, &found, 0};
+  if (auto sent = send_request(socket_.get(), ++seq_, 0, req); !sent) {
+    return tl::unexpected(sent.error());
+  }
+  const auto reply = receive_all(socket_.get(), seq_, state);
+  if (reply == detail::Reply::done && !found.empty() && found.front().cookie == known.cookie) {
+    return found.front();
+  }
+  // The kernel looks the address up and then compares the cookie: of a group it may have found
+  // another member (ESTALE), and an OFF member it never finds (ENOENT).
+  if (reply == detail::Reply::failed && state.errnum != ESTALE && state.errnum != ENOENT) {
+    return fail("sock_diag query", state.errnum);
+  }
+  found.clear();
+  if (auto ok = dump(known.protocol, known.local.family, listening_states(known.protocol),
+                     known.local.port, found);
+      !ok) {
+    return tl::unexpected(ok.error());
+  }
+  for (const DiagSocket& s : found) {
+    if (s.cookie == known.cookie) {
+      return s;
+    }
+  }
+  return std::optional<DiagSocket>{};
+}
+
+}  // namespace reuseport

@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a drain does where the option is missing. Runs on every kernel: where the option exists, a
+// seccomp filter in a child takes it away.
+#include <vector>
+
+#include "reuseport/drain.hpp"
+#include "support/support.hpp"
+
+namespace reuseport {
+namespace {
+
+using std::chrono::milliseconds;
+
+class DrainFallback : public test::NetNsTest {};
+
+TEST_F(DrainFallback, RequireFailsAndTouchesNothing) {
+  test::without_option([] {
+    Fd listener = test::open_listener(test::address("127.0.0.1"));
+    Drain drain({.policy = Policy::require});
+    EXPECT_TRUE(drain.add(listener.get()));
+    const Status started = drain.start();
+    EXPECT_FALSE(started);
+    EXPECT_EQ(started.error().errnum, ENOPROTOOPT);
+    EXPECT_NE(started.error().message().find("lacks SO_REUSEPORT_LISTEN_OFF"), std::string::npos);
+    EXPECT_TRUE(test::is_open(listener.get()));
+    EXPECT_EQ(test::try_connect(test::local_address(listener.get())), 0);
+    return true;
+  });
+}
+
+TEST_F(DrainFallback, PreferSweepsThenCloses) {
+  test::without_option([] {
+    Fd listener = test::open_listener(test::address("127.0.0.1"));
+    const int fd = listener.get();
+    const test::Address at = test::local_address(fd);
+    std::vector<Fd> clients;
+    for (int i = 0; i < 5; ++i) {
+      clients.push_back(test::open_client(at));
+      EXPECT_EQ(test::connect_result(clients.back().get()), 0);
+    }
+    EXPECT_TRUE(test::wait_queued(fd, 5));
+    Drain drain;
+    EXPECT_TRUE(drain.add(listener.release()));
+    EXPECT_TRUE(drain.start());
+
+    Step step = drain.step();
+    EXPECT_EQ(step.action, Action::accept_more);
+    EXPECT_EQ(step.fds.size(), 1U);
+    EXPECT_EQ(drain.report().listeners[0].left.queued, 5U);
+    EXPECT_EQ(test::accept_count(step.fds[0], 5), 5);
+
+    step = drain.step();
+    EXPECT_EQ(step.action, Action::done);
+    EXPECT_FALSE(test::is_open(fd));
+    const Report& report = drain.report();
+    EXPECT_EQ(report.outcome, Outcome::swept_and_closed);
+    EXPECT_EQ(report.method, Method::sweep);
+    EXPECT_EQ(report.probe.support, Support::not_in_kernel);
+    EXPECT_FALSE(report.lossless());
+    EXPECT_FALSE(report.timed_out);
+    EXPECT_EQ(report.left().queued, 0U);
+    EXPECT_EQ(report.left().handshakes, std::nullopt) << "nobody can tell on this kernel";
+    EXPECT_EQ(test::try_connect(at), ECONNREFUSED);
+    return true;
+  });
+}
+
+TEST_F(DrainFallback, MigrationIsReportedOnlyWhereItIsOn) {
+  ASSERT_TRUE(test::set_sysctl("net.ipv4.tcp_migrate_req", "1"));
+  test::without_option([] {
+    Fd leaving = test::open_listener(test::address("127.0.0.1"));
+    const test::Address at = test::local_address(leaving.get());
+    Fd staying = test::open_listener(at);
+    Fd datagrams = test::open_listener(test::address("127.0.0.1"), SOCK_DGRAM);
+    Drain drain;
+    EXPECT_TRUE(drain.add(leaving.release()));
+    EXPECT_TRUE(drain.add(datagrams.release()));
+    const Result<Report> report = run(drain, [](int fd) { test::accept_all(fd); });
+    EXPECT_TRUE(report);
+    EXPECT_EQ(report->listeners[0].outcome, Outcome::migrated);
+    EXPECT_EQ(report->listeners[0].method, Method::migrate);
+    EXPECT_EQ(report->listeners[1].outcome, Outcome::swept_and_closed) << "nothing moves datagrams";
+    EXPECT_EQ(report->outcome, Outcome::swept_and_closed);
+    return true;
+  });
+}
+
+TEST_F(DrainFallback, NobodyToMigrateToIsNoMigration) {
+  ASSERT_TRUE(test::set_sysctl("net.ipv4.tcp_migrate_req", "1"));
+  test::without_option([] {
+    Fd first = test::open_listener(test::address("127.0.0.1"));
+    Fd second = test::open_listener(test::local_address(first.get()));
+    const Fd elsewhere = test::open_listener(test::address("127.0.0.1"));
+    Drain drain;
+    EXPECT_TRUE(drain.add(first.release()));
+    EXPECT_TRUE(drain.add(second.release()));
+    const Result<Report> report = run(drain, [](int fd) { test::accept_all(fd); });
+    EXPECT_TRUE(report);
+    EXPECT_EQ(report->outcome, Outcome::swept_and_closed);
+    EXPECT_EQ(report->method, Method::sweep);
+    return true;
+  });
+}
+
+TEST_F(DrainFallback, DeadlineTellsWhatWasLeft) {
+  test::without_option([] {
+    Fd listener = test::open_listener(test::address("127.0.0.1"));
+    const Fd client = test::open_client(test::local_address(listener.get()));
+    EXPECT_EQ(test::connect_result(client.get()), 0);
+    EXPECT_TRUE(test::wait_queued(listener.get(), 1));
+    Drain drain({.timeout = milliseconds(10)});
+    EXPECT_TRUE(drain.add(listener.release()));
+    const Clock::time_point start = Clock::now();
+    EXPECT_TRUE(drain.start(start));
+    EXPECT_EQ(drain.step(start).action, Action::accept_more);
+    EXPECT_EQ(drain.step(start + milliseconds(10)).action, Action::done);
+    EXPECT_EQ(drain.report().outcome, Outcome::deadline_hit);
+    EXPECT_TRUE(drain.report().timed_out);
+    EXPECT_EQ(drain.report().left().queued, 1U);
+    EXPECT_EQ(drain.report().took, milliseconds(10));
+    return true;
+  });
+}
+
+TEST_F(DrainFallback, CloseOnlyClosesWithoutAccepting) {
+  test::without_option([] {
+    Fd listener = test::open_listener(test::address("::1"));
+    const Fd client = test::open_client(test::local_address(listener.get()));
+    EXPECT_EQ(test::connect_result(client.get()), 0);
+    EXPECT_TRUE(test::wait_queued(listener.get(), 1));
+    Drain drain({.policy = Policy::close_only});
+    EXPECT_TRUE(drain.add(listener.release()));
+    const Result<Report> report = run(drain, [](int) { ADD_FAILURE() << "asked to accept"; });
+    EXPECT_TRUE(report);
+    EXPECT_EQ(report->outcome, Outcome::closed);
+    EXPECT_EQ(report->method, Method::close);
+    EXPECT_EQ(report->left().queued, 1U);
+    return true;
+  });
+}
+
+TEST_F(DrainFallback, DatagramsAreReadBeforeClosing) {
+  test::without_option([] {
+    Fd socket = test::open_listener(test::address("127.0.0.1"), SOCK_DGRAM);
+    const Fd client = test::open_client(test::local_address(socket.get()), SOCK_DGRAM);
+    EXPECT_EQ(::send(client.get(), "", 0, 0), 0);
+    EXPECT_EQ(::send(client.get(), "x", 1, 0), 1);
+    Drain drain;
+    EXPECT_TRUE(drain.add(socket.release()));
+    int read = 0;
+    const Result<Report> report = run(drain, [&](int fd) {
+      char byte = 0;
+      while (::recv(fd, &byte, 1, MSG_DONTWAIT) >= 0) {
+        ++read;
+      }
+    });
+    EXPECT_TRUE(report);
+    EXPECT_EQ(read, 2);
+    EXPECT_EQ(report->outcome, Outcome::swept_and_closed);
+    EXPECT_TRUE(report->left().nothing());
+    return true;
+  });
+}
+
+TEST_F(DrainFallback, BlockedIsNotTheSameAsMissing) {
+  EXPECT_TRUE(test::in_child([] {
+    EXPECT_TRUE(test::deny_option(EPERM));
+    Fd listener = test::open_listener(test::address("127.0.0.1"));
+    Drain drain({.policy = Policy::require});
+    EXPECT_TRUE(drain.add(listener.get()));
+    EXPECT_EQ(drain.start().error().errnum, EPERM);
+    EXPECT_EQ(drain.report().probe.support, Support::blocked);
+    return true;
+  }));
+}
+
+}  // namespace
+}  // namespace reuseport

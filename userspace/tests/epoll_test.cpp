@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "reuseport/epoll.hpp"
+
+#include <poll.h>
+#include <sys/epoll.h>
+#include <sys/resource.h>
+
+#include <vector>
+
+#include "support/support.hpp"
+
+namespace reuseport {
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+
+class Epoll : public test::NetNsTest {
+ protected:
+  static bool is_ready(int fd, int wait_ms) {
+    pollfd ready{.fd = fd, .events = POLLIN, .revents = 0};
+    return ::poll(&ready, 1, wait_ms) == 1;
+  }
+  static Method expected_method() {
+    return test::expect_supported() ? Method::option : Method::sweep;
+  }
+};
+
+// The drain beside another descriptor in one loop, as a server has it.
+TEST_F(Epoll, RunsInsideALoop) {
+  Fd listener = test::open_listener(test::address("127.0.0.1"));
+  const int number = listener.get();
+  std::vector<Fd> clients;
+  for (int i = 0; i < 3; ++i) {
+    clients.push_back(test::open_client(test::local_address(number)));
+    ASSERT_EQ(test::connect_result(clients.back().get()), 0);
+  }
+  Drain drain;
+  ASSERT_TRUE(drain.add(listener.release()));
+  int accepted = 0;
+  Result<EpollDrain> running = EpollDrain::start(
+      std::move(drain), [&](int fd) { accepted += test::accept_one(fd).valid() ? 1 : 0; });
+  ASSERT_TRUE(running) << running.error().message();
+
+  const Fd loop(::epoll_create1(EPOLL_CLOEXEC));
+  epoll_event event{};
+  event.events = EPOLLIN;
+  ASSERT_EQ(::epoll_ctl(loop.get(), EPOLL_CTL_ADD, running->fd(), &event), 0);
+  int turns = 0;
+  Action action = Action::wait_until;
+  while (action != Action::done && ++turns < 1000) {
+    ASSERT_EQ(::epoll_wait(loop.get(), &event, 1, 5000), 1) << "the drain forgot to wake the loop";
+    action = running->dispatch();
+  }
+  EXPECT_EQ(action, Action::done);
+  EXPECT_EQ(accepted, 3);
+  EXPECT_FALSE(test::is_open(number));
+  EXPECT_EQ(running->report().method, expected_method());
+  EXPECT_EQ(running->report().outcome,
+            test::expect_supported() ? Outcome::drained : Outcome::swept_and_closed);
+  EXPECT_EQ(running->dispatch(), Action::done) << "done stays done";
+}
+
+TEST_F(Epoll, SleepsWhileThereIsNothingToDo) {
+  REUSEPORT_ONLY_WHEN_SUPPORTED();
+  Drain drain({.last_on = LastOn::wait, .poll_interval = milliseconds(500)});
+  const Fd listener = test::open_listener(test::address("127.0.0.1"));
+  ASSERT_TRUE(drain.add(listener.get()));
+  Result<EpollDrain> running = EpollDrain::start(std::move(drain), [](int) {});
+  ASSERT_TRUE(running);
+  int wakes = 0;
+  const auto end = Clock::now() + milliseconds(300);
+  while (Clock::now() < end) {
+    if (is_ready(running->fd(), 50)) {
+      ++wakes;
+      EXPECT_EQ(running->dispatch(), Action::wait_until);
+    }
+  }
+  EXPECT_LT(wakes, 15);
+  EXPECT_TRUE(running->undo());
+  EXPECT_EQ(Listener(listener.get()).mode(), Mode::on);
+}
+
+TEST_F(Epoll, ListenerReadyWakesTheLoop) {
+  REUSEPORT_ONLY_WHEN_SUPPORTED();
+  Drain drain({.last_on = LastOn::wait, .poll_interval = seconds(20)});
+  const Fd listener = test::open_listener(test::address("127.0.0.1"));
+  ASSERT_TRUE(drain.add(listener.get()));
+  int accepted = 0;
+  Result<EpollDrain> running =
+      EpollDrain::start(std::move(drain), [&](int fd) { accepted += test::accept_all(fd); });
+  ASSERT_TRUE(running);
+  while (is_ready(running->fd(), 100)) {  // the pause grows until it is longer than this
+    ASSERT_EQ(running->dispatch(), Action::wait_until);
+  }
+  EXPECT_EQ(test::try_connect(test::local_address(listener.get())), 0);
+  ASSERT_TRUE(is_ready(running->fd(), 1000));
+  EXPECT_EQ(running->dispatch(), Action::wait_until);
+  EXPECT_EQ(accepted, 1);
+}
+
+TEST_F(Epoll, ACopyKeptOpenDoesNotSpinTheLoop) {
+  const Fd first = test::open_listener(test::address("127.0.0.1"));
+  const Fd client = test::open_client(test::local_address(first.get()));
+  ASSERT_EQ(test::connect_result(client.get()), 0);
+  ASSERT_TRUE(test::wait_queued(first.get(), 1));
+  Drain drain({.policy = Policy::close_only, .close = [](int) {}});
+  ASSERT_TRUE(drain.add(first.get()));
+  Result<EpollDrain> running = EpollDrain::start(std::move(drain), [](int) {});
+  ASSERT_TRUE(running);
+  ASSERT_TRUE(is_ready(running->fd(), 1000));
+  EXPECT_EQ(running->dispatch(), Action::done);
+  EXPECT_FALSE(test::is_open(running->fd()));
+  EXPECT_TRUE(test::is_open(first.get()));
+}
+
+TEST_F(Epoll, FailureSwitchesNothing) {
+  const Fd listener = test::open_listener(test::address("127.0.0.1"));
+  EXPECT_TRUE(test::in_child([&] {
+    Drain drain;
+    EXPECT_TRUE(drain.add(listener.get()));
+    (void)probe();
+    rlimit limit{};
+    EXPECT_EQ(::getrlimit(RLIMIT_NOFILE, &limit), 0);
+    limit.rlim_cur = 0;
+    EXPECT_EQ(::setrlimit(RLIMIT_NOFILE, &limit), 0);
+    const Result<EpollDrain> running = EpollDrain::start(std::move(drain), [](int) {});
+    EXPECT_FALSE(running);
+    EXPECT_EQ(running.error().errnum, EMFILE);
+    return true;
+  }));
+  EXPECT_TRUE(test::is_open(listener.get()));
+  if (test::expect_supported()) {
+    EXPECT_EQ(Listener(listener.get()).mode(), Mode::on);
+  }
+}
+
+}  // namespace
+}  // namespace reuseport

@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: Apache-2.0
+// parse_mode(): whatever it accepts must print as what was read.
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <string_view>
+
+#include "reuseport/listener.hpp"
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+  const std::string_view text(static_cast<const char*>(static_cast<const void*>(data)), size);
+  const std::optional<reuseport::Mode> mode = reuseport::parse_mode(text);
+  if (mode && to_string(*mode) != text) {
+    std::abort();
+  }
+  return 0;
+}

@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "reuseport/probe.hpp"
+
+#include <sys/resource.h>
+
+#include <set>
+#include <string>
+
+#include "support/support.hpp"
+
+namespace reuseport {
+namespace {
+
+class Probe : public test::NetNsTest {};
+
+TEST_F(Probe, GivesTheAnswerTheRunnerExpects) {
+  const ProbeResult found = probe();
+  if (test::expect_supported()) {
+    EXPECT_STREQ(to_string(found.support), "supported") << to_string(found.step);
+    EXPECT_EQ(found.errnum, 0);
+    EXPECT_TRUE(found.supported());
+  } else {
+    EXPECT_STREQ(to_string(found.support), "not_in_kernel") << to_string(found.step);
+    EXPECT_EQ(found.errnum, ENOPROTOOPT);
+    EXPECT_FALSE(found.supported());
+  }
+}
+
+TEST_F(Probe, CachedAnswerIsTheSame) {
+  const ProbeResult fresh = probe_now();
+  for (int i = 0; i < 2; ++i) {
+    const ProbeResult cached = probe();
+    EXPECT_EQ(cached.support, fresh.support);
+    EXPECT_EQ(cached.step, fresh.step);
+    EXPECT_EQ(cached.errnum, fresh.errnum);
+  }
+}
+
+// Whatever else lives under a number, it must not pass for this option.
+TEST_F(Probe, NoOtherOptionPasses) {
+  int answering = 0;
+  for (int number = 0; number < 256; ++number) {
+    const ProbeResult found = detail::probe_number(number);
+    EXPECT_NE(found.support, Support::supported) << "SOL_SOCKET option " << number;
+    answering += found.support == Support::number_taken ? 1 : 0;
+  }
+  EXPECT_GT(answering, 40) << "Linux 6.1 has more readable options than that";
+}
+
+TEST_F(Probe, TellsATakenNumberApart) {
+  // An int, a struct as long as ours, and a write-only option.
+  EXPECT_EQ(detail::probe_number(SO_KEEPALIVE).support, Support::number_taken);
+  EXPECT_EQ(detail::probe_number(SO_KEEPALIVE).step, ProbeStep::answer_length);
+  EXPECT_EQ(detail::probe_number(SO_MEMINFO).support, Support::number_taken);
+  EXPECT_EQ(detail::probe_number(SO_MEMINFO).step, ProbeStep::answer_value);
+}
+
+TEST_F(Probe, BlockedBySeccomp) {
+  for (const int errnum : {EPERM, EACCES, ENOSYS}) {
+    EXPECT_TRUE(test::in_child([errnum] {
+      EXPECT_TRUE(test::deny_option(errnum));
+      const ProbeResult found = probe_now();
+      EXPECT_STREQ(to_string(found.support), "blocked");
+      EXPECT_EQ(found.errnum, errnum);
+      EXPECT_NE(std::string(found.why()).find("seccomp"), std::string::npos);
+      return true;
+    }));
+  }
+}
+
+TEST_F(Probe, ShortageIsAnErrorAndNotKept) {
+  EXPECT_TRUE(test::in_child([] {
+    rlimit before{};
+    EXPECT_EQ(::getrlimit(RLIMIT_NOFILE, &before), 0);
+    const rlimit none{.rlim_cur = 0, .rlim_max = before.rlim_max};
+    EXPECT_EQ(::setrlimit(RLIMIT_NOFILE, &none), 0);
+    detail::probe_cache = 0;
+    const ProbeResult found = probe();
+    EXPECT_STREQ(to_string(found.support), "error");
+    EXPECT_EQ(found.errnum, EMFILE);
+    EXPECT_EQ(::setrlimit(RLIMIT_NOFILE, &before), 0);
+    EXPECT_EQ(probe().supported(), test::expect_supported());
+    return true;
+  }));
+}
+
+TEST_F(Probe, LeavesNoDescriptorBehind) {
+  const int before = ::dup(0);
+  ::close(before);
+  (void)probe_now();
+  (void)probe_behaviour();
+  const int after = ::dup(0);
+  ::close(after);
+  EXPECT_EQ(before, after);
+}
+
+TEST_F(Probe, BehaviourOnLoopback) {
+  const ProbeResult found = probe_behaviour();
+  EXPECT_EQ(found.support, test::expect_supported() ? Support::supported : Support::not_in_kernel)
+      << to_string(found.step) << " errno " << found.errnum;
+}
+
+// An option that is accepted and does nothing must be caught: SO_KEEPALIVE stands in for it.
+TEST_F(Probe, BehaviourCatchesAnOptionThatDoesNothing) {
+  for (const int family : {AF_INET, AF_INET6}) {
+    const ProbeResult found = detail::probe_loopback(SO_KEEPALIVE, family, 64);
+    EXPECT_EQ(found.support, Support::number_taken);
+    EXPECT_EQ(found.step, ProbeStep::behaviour);
+  }
+}
+
+TEST_F(Probe, BehaviourWithoutLoopbackIsAnError) {
+  ASSERT_TRUE(test::set_lo(false));
+  const ProbeResult found = detail::probe_loopback(SO_KEEPALIVE, AF_INET, 4);
+  EXPECT_EQ(found.support, Support::error);
+  EXPECT_EQ(found.step, ProbeStep::behaviour);
+  EXPECT_NE(std::string(found.why()).find("is lo up"), std::string::npos);
+}
+
+TEST(ProbeResult, EveryAnswerHasANameAndAReason) {
+  std::set<std::string> names;
+  std::set<std::string> reasons;
+  for (const Support support : {Support::supported, Support::not_in_kernel, Support::number_taken,
+                                Support::blocked, Support::error}) {
+    names.insert(to_string(support));
+    reasons.insert(ProbeResult{support, ProbeStep::get, 0}.why());
+    for (const int errnum : {0, EPERM, 4095}) {
+      const ProbeResult result{support, ProbeStep::bad_value, errnum};
+      const ProbeResult back = detail::probe_unpack(detail::probe_pack(result));
+      EXPECT_EQ(back.support, result.support);
+      EXPECT_EQ(back.step, result.step);
+      EXPECT_EQ(back.errnum, result.errnum);
+      EXPECT_NE(detail::probe_pack(result), 0U) << "0 means: not asked";
+    }
+  }
+  EXPECT_EQ(names.size(), 5U);
+  EXPECT_EQ(reasons.size(), 5U);
+}
+
+}  // namespace
+}  // namespace reuseport
