@@ -13,15 +13,6 @@ namespace reuseport::ctl {
 
 using nlohmann::json;
 
-namespace {
-
-/// A group has members; its id does not tell, for the first group of a kernel has the id 0.
-bool in_group(const Info& info) {
-  return info.group_on + info.group_standby + info.group_off > 0;
-}
-
-}  // namespace
-
 Done require_option() {
   const ProbeResult found = probe();
   if (found.supported()) {
@@ -62,11 +53,11 @@ Done refuse_last_on(const std::vector<Target>& targets) {
     if (!info) {
       return failed(info.error(), t.str());
     }
-    ours_on[info->group_id] += in_group(*info) && info->mode == Mode::on ? 1 : 0;
+    ours_on[info->group_id] += info->in_group() && info->mode == Mode::on ? 1 : 0;
     infos.emplace_back(&t, *info);
   }
   for (const auto& [target, info] : infos) {
-    const bool others = in_group(info) && info.group_on > ours_on[info.group_id];
+    const bool others = info.in_group() && info.group_on > ours_on[info.group_id];
     if (!others) {
       Failure failure(Exit::last_on,
                       fmt::format("{} {} would be left without an ON listener",

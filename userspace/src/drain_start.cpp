@@ -92,18 +92,23 @@ Status Drain::State::restore() {
 // Whether some group would have no ON member once those of ours have left it.
 Result<bool> Drain::State::leaves_a_group_empty() {
   std::map<std::uint32_t, std::uint32_t> staying;
+  bool alone = false;
   for (Entry& entry : entries) {
     const Result<Info> info = Listener(entry.fd).info();
     if (!info) {
       return tl::unexpected(info.error());
     }
     entry.before = info->mode;
+    if (!info->in_group()) {
+      alone = true;
+      continue;
+    }
     std::uint32_t& on = staying.try_emplace(info->group_id, info->group_on).first->second;
     if (info->mode == Mode::on && on > 0) {
       --on;
     }
   }
-  return std::ranges::any_of(staying, [](const auto& group) { return group.second == 0; });
+  return alone || std::ranges::any_of(staying, [](const auto& group) { return group.second == 0; });
 }
 
 Status Drain::State::start_option() {

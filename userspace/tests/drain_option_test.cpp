@@ -190,6 +190,26 @@ TEST_P(DrainOption, LastOnIsRefusedWhereAsked) {
   EXPECT_EQ(accepted_until_done(drain), 0);
 }
 
+// Asked for after listen(), SO_REUSEPORT makes no group. Others in the group whose id is 0, as here
+// where no other group lives, do not serve its address.
+TEST_P(DrainOption, LastOnIsRefusedWhereOneHasNoGroup) {
+  const Fd stays[] = {open(port_), open(port_)};
+  const test::Address free = test::address(GetParam().listen, 0);
+  const Fd lone(::socket(free.get()->sa_family, SOCK_STREAM | SOCK_CLOEXEC, GetParam().protocol));
+  ASSERT_EQ(::bind(lone.get(), free.get(), free.len), 0);
+  ASSERT_EQ(::listen(lone.get(), 1), 0);
+  const int yes = 1;
+  ASSERT_EQ(::setsockopt(lone.get(), SOL_SOCKET, SO_REUSEPORT, &yes, sizeof yes), 0);
+  ASSERT_FALSE(Listener(lone.get()).info()->in_group());
+  Drain drain({.last_on = LastOn::refuse});
+  ASSERT_TRUE(drain.add(fd_));
+  ASSERT_TRUE(drain.add(lone.get()));
+  const Status started = drain.start();
+  ASSERT_FALSE(started);
+  EXPECT_EQ(started.error().errnum, EADDRNOTAVAIL);
+  EXPECT_EQ(Listener(fd_).mode(), Mode::on);
+}
+
 TEST_P(DrainOption, LastOnAllowedRefusesNewConnections) {
   connect(2);
   Drain drain = drain_of_old();

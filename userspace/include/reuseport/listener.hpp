@@ -30,11 +30,13 @@ struct Info {
   std::uint32_t flags = 0;       ///< REUSEPORT_LISTEN_F_*
   std::uint32_t handshakes = 0;  ///< TCP: half-open requests that will still land here; UDP: 0
   std::uint32_t queued = 0;      ///< TCP: connections in the accept queue; UDP: bytes to read
-  std::uint32_t group_id = 0;    ///< reuseport group; 0, as all below, where there is none
+  std::uint32_t group_id = 0;    ///< reuseport group; 0, as all below, where not in_group()
   std::uint32_t group_on = 0;
   std::uint32_t group_standby = 0;
   std::uint32_t group_off = 0;
 
+  /// The socket is in a reuseport group. The id does not tell: a kernel's first group has the id 0.
+  [[nodiscard]] bool in_group() const noexcept { return group_on + group_standby + group_off > 0; }
   /// Every lookup that began before the last mode change of the group is over, so handshakes and
   /// queued of an OFF listener can only fall from here on.
   [[nodiscard]] bool settled() const noexcept { return (flags & 1U) != 0; }
