@@ -37,45 +37,73 @@ json processes_json(const DiagSocket& s, const View& view, Names& names) {
 }
 
 constexpr std::size_t columns = 9;
-using Row = std::array<std::string, columns>;
-
 constexpr std::array<std::string_view, columns> titles = {
     "PROTO", "ADDRESS", "MODE", "HANDSHAKES", "QUEUE", "GROUP", "UID", "INODE", "PROCESS"};
 
-std::string process_cell(const DiagSocket& s, const View& view, Names& names) {
+/// The cells of a table, one after the other in one text: of 20,000 rows a string each would cost
+/// more than all else.
+class Cells {
+ public:
+  template <typename... Args>
+  void add(fmt::format_string<Args...> format, Args&&... args) {
+    fmt::format_to(std::back_inserter(text_), format, std::forward<Args>(args)...);
+    ends_.push_back(text_.size());
+    auto& width = width_[(ends_.size() - 1) % columns];
+    width = std::max(width, last().size());
+  }
+
+  /// Every row, each column as wide as its widest cell.
+  [[nodiscard]] std::string str() const {
+    std::string out;
+    out.reserve(2 * text_.size());
+    for (std::size_t i = 0; i < ends_.size(); i++) {
+      const std::size_t c = i % columns;
+      out += cell(i);
+      if (c + 1 < columns) {
+        out.append(width_[c] - cell(i).size() + 1, ' ');
+      } else {
+        out += '\n';
+      }
+    }
+    return out;
+  }
+
+ private:
+  [[nodiscard]] std::string_view cell(std::size_t i) const {
+    const std::size_t start = i == 0 ? 0 : ends_[i - 1];
+    return std::string_view(text_).substr(start, ends_[i] - start);
+  }
+  [[nodiscard]] std::string_view last() const { return cell(ends_.size() - 1); }
+
+  std::string text_;
+  std::vector<std::size_t> ends_;
+  std::array<std::size_t, columns> width_{};
+};
+
+void add_process(Cells& cells, const DiagSocket& s, const View& view, Names& names) {
   const auto& who = view.holders.of(s.inode);
   if (who.empty()) {
-    return "-";
+    return cells.add("-");
   }
-  std::size_t others = 0;
-  for (const Holder& h : who) {
-    others += h.pid != who.front().pid ? 1 : 0;
-  }
-  std::string out = fmt::format("{}[{}]", names.of(who.front().pid), who.front().pid);
-  if (others > 0) {
-    fmt::format_to(std::back_inserter(out), "+{}", others);
-  }
-  return out;
+  const auto others =
+      std::ranges::count_if(who, [&](const Holder& h) { return h.pid != who.front().pid; });
+  cells.add("{}[{}]{}", names.of(who.front().pid), who.front().pid,
+            others > 0 ? fmt::format("+{}", others) : "");
 }
 
-Row row(const DiagSocket& s, const View& view, Names& names) {
-  Row r;
-  r[0] = to_string(s.protocol);
-  r[1] = s.local.str();
-  if (s.info) {
-    r[2] = to_string(s.info->mode);
-    r[3] = fmt::format_int(s.info->handshakes).str();
-    r[5] = fmt::format("{}:{}/{}/{}", s.info->group_id, s.info->group_on, s.info->group_standby,
-                       s.info->group_off);
-  } else {
-    r[2] = r[3] = r[5] = "-";
-  }
-  r[4] = s.protocol == Protocol::tcp ? fmt::format("{}/{}", s.queued, s.queue_max)
-                                     : fmt::format("{} B", s.queued);
-  r[6] = fmt::format_int(s.uid).str();
-  r[7] = fmt::format_int(s.inode).str();
-  r[8] = process_cell(s, view, names);
-  return r;
+void add_row(Cells& cells, const DiagSocket& s, const View& view, Names& names) {
+  const bool tcp = s.protocol == Protocol::tcp;
+  cells.add("{}", to_string(s.protocol));
+  cells.add("{}", s.local.str());
+  cells.add("{}", s.info ? to_string(s.info->mode) : "-");
+  s.info ? cells.add("{}", s.info->handshakes) : cells.add("-");
+  tcp ? cells.add("{}/{}", s.queued, s.queue_max) : cells.add("{} B", s.queued);
+  s.info ? cells.add("{}:{}/{}/{}", s.info->group_id, s.info->group_on, s.info->group_standby,
+                     s.info->group_off)
+         : cells.add("-");
+  cells.add("{}", s.uid);
+  cells.add("{}", s.inode);
+  add_process(cells, s, view, names);
 }
 
 std::string command_line(pid_t pid) {
@@ -217,35 +245,14 @@ json to_json(const DiagSocket& s, const View& view, Names& names) {
 }
 
 std::string table(const View& view, const std::vector<std::size_t>& chosen, Names& names) {
-  std::vector<Row> rows;
-  std::array<std::size_t, columns> width{};
-
-  rows.reserve(chosen.size());
-  for (std::size_t c = 0; c < columns; c++) {
-    width[c] = titles[c].size();
+  Cells cells;
+  for (const std::string_view title : titles) {
+    cells.add("{}", title);
   }
   for (const std::size_t i : chosen) {
-    rows.push_back(row(view.sockets[i], view, names));
-    for (std::size_t c = 0; c < columns; c++) {
-      width[c] = std::max(width[c], rows.back()[c].size());
-    }
+    add_row(cells, view.sockets[i], view, names);
   }
-  std::string out;
-  out.reserve((rows.size() + 1) * 128);
-  const auto put = [&](const auto& cells) {
-    for (std::size_t c = 0; c < columns; c++) {
-      out += cells[c];
-      if (c + 1 < columns) {
-        out.append(width[c] - cells[c].size() + 1, ' ');
-      }
-    }
-    out += '\n';
-  };
-  put(titles);
-  for (const Row& r : rows) {
-    put(r);
-  }
-  return out;
+  return cells.str();
 }
 
 Done list(const Selection& selection, const Output& out) {

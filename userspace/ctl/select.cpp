@@ -114,7 +114,11 @@ Outcome<View> look(const Selection& selection) {
       }
       return failed(failure);
     }
-    view.sockets.insert(view.sockets.end(), found->begin(), found->end());
+    if (view.sockets.empty()) {
+      view.sockets = std::move(*found);
+    } else {
+      view.sockets.insert(view.sockets.end(), found->begin(), found->end());
+    }
   }
   if (view.sockets.empty() && !view.missing.empty()) {
     return failed(Failure(Exit::unsupported, "this kernel cannot list sockets", view.missing));
