@@ -34,9 +34,10 @@ Outcome total(const std::vector<Outcome>& outcomes, Method method);
 /// - `listen-off`, where the option is in the kernel: really drained each time, lost none, nothing
 ///   reached a generation after it was settled;
 /// - its time from drain to may close is at most one round trip plus 50 ms on links without loss;
-/// - its p99.9 connect latency is that of any other method or lower: not higher by `latency_slack` in
-///   more rounds than a fair coin would show in `significance` of all runs. Where there are too few rounds for that,
-///   by `latency_slack`. A method that lost a thousandth of its connections has no p99.9.
+/// - its p99.9 connect latency is that of any other method or lower: not higher by `latency_slack`
+///   in more rounds than a fair coin would show in `significance` of all runs. Where there are too
+///   few rounds for that, by `latency_slack`. A method that lost a thousandth of its connections
+///   has no p99.9.
 /// The last two in the open loop only: a closed loop saturates the machine, and then times are
 /// those of its run queue.
 std::vector<Check> judge(const KernelAnswer& kernel, const std::vector<Outcome>& outcomes);

@@ -4,11 +4,12 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <poll.h>
-#include <reuseport/reuseport.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
+
+#include <reuseport/reuseport.h>
 
 static int open_listener(void) {
   struct sockaddr_in at;
