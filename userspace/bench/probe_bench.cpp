@@ -11,34 +11,34 @@
 namespace {
 
 void empty_loop(benchmark::State& state) {
-  for (auto _ : state) {
+  for ([[maybe_unused]] auto _ : state) {
     benchmark::ClobberMemory();
   }
 }
 
 void cached(benchmark::State& state) {
   (void)reuseport::probe();
-  for (auto _ : state) {
+  for ([[maybe_unused]] auto _ : state) {
     benchmark::DoNotOptimize(reuseport::probe());
     benchmark::ClobberMemory();
   }
 }
 
 void socket_and_close(benchmark::State& state) {
-  for (auto _ : state) {
+  for ([[maybe_unused]] auto _ : state) {
     const reuseport::Fd fd(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
     benchmark::DoNotOptimize(fd.get());
   }
 }
 
 void first(benchmark::State& state) {
-  for (auto _ : state) {
+  for ([[maybe_unused]] auto _ : state) {
     benchmark::DoNotOptimize(reuseport::probe_now());
   }
 }
 
 void behaviour(benchmark::State& state) {
-  for (auto _ : state) {
+  for ([[maybe_unused]] auto _ : state) {
     benchmark::DoNotOptimize(reuseport::probe_behaviour());
   }
 }
