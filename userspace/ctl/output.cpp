@@ -26,6 +26,7 @@ void Output::document(const nlohmann::json& value) const {
   std::fflush(stdout);
 }
 
+// NOLINTNEXTLINE(readability-convert-member-functions-to-static): the pair of document()
 void Output::text(std::string_view text) const {
   std::fwrite(text.data(), 1, text.size(), stdout);
   std::fflush(stdout);

@@ -16,7 +16,6 @@
 
 using reuseport::Drain;
 using reuseport::DrainOptions;
-using reuseport::Error;
 using reuseport::Listener;
 using reuseport::Result;
 using reuseport::Status;

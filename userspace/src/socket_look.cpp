@@ -27,7 +27,7 @@ Result<int> get_int(int fd, int name, const char* call) {
 bool is_bound_and_unconnected(int fd) {
   sockaddr_storage name{};
   socklen_t len = sizeof(name);
-  sockaddr* address = static_cast<sockaddr*>(static_cast<void*>(&name));
+  auto* address = static_cast<sockaddr*>(static_cast<void*>(&name));
   if (::getpeername(fd, address, &len) == 0) {
     return false;
   }
@@ -51,6 +51,7 @@ Result<bool> check_listener(int fd) {
   const Result<int> listens = get_int(fd, SO_ACCEPTCONN, "getsockopt(SO_ACCEPTCONN)");
   const Result<int> reuseport = get_int(fd, SO_REUSEPORT, "getsockopt(SO_REUSEPORT)");
   const bool inet = *domain == AF_INET || *domain == AF_INET6;
+  // NOLINTNEXTLINE(misc-redundant-expression): two numbers of one enum
   const bool stream = type == SOCK_STREAM && (protocol == IPPROTO_TCP || protocol == IPPROTO_MPTCP);
   const bool datagram = type == SOCK_DGRAM && protocol == IPPROTO_UDP;
   if (!inet || (!stream && !datagram)) {

@@ -8,7 +8,7 @@
 #include <linux/seccomp.h>
 #include <netinet/tcp.h>
 #include <poll.h>
-#include <signal.h>
+#include <signal.h>  // NOLINT(modernize-deprecated-headers): kill(), which csignal lacks
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -46,7 +46,11 @@ int serve(const std::string& how) {
   std::istringstream in(how);
   std::uint16_t port = 0;
   int count = 0;
-  bool idle = false, stubborn = false, defer = false, v6 = false, udp = false;
+  bool idle = false;
+  bool stubborn = false;
+  bool defer = false;
+  bool v6 = false;
+  bool udp = false;
   in >> port >> count;
   for (std::string word; in >> word;) {
     idle = idle || word == "idle";
@@ -146,6 +150,7 @@ class Running {
         before();
       }
       std::vector<char*> args;
+      args.reserve(argv.size() + 1);
       for (std::string& a : argv) {
         args.push_back(a.data());
       }
@@ -254,7 +259,7 @@ class CtlTest : public test::NetNsTest {
     })) << started.peek().err;
     return started;
   }
-  std::vector<DiagSocket> listeners() const {
+  [[nodiscard]] std::vector<DiagSocket> listeners() const {
     std::vector<DiagSocket> all;
     auto diag = SockDiag::open();
     for (const Protocol p : {Protocol::tcp, Protocol::udp}) {
@@ -263,14 +268,14 @@ class CtlTest : public test::NetNsTest {
     }
     return all;
   }
-  std::vector<std::string> modes() const {
+  [[nodiscard]] std::vector<std::string> modes() const {
     std::vector<std::string> out;
     for (const DiagSocket& s : listeners()) {
       out.emplace_back(s.info ? to_string(s.info->mode) : "none");
     }
     return out;
   }
-  bool program_attached() const {
+  [[nodiscard]] bool program_attached() const {
     const auto all = listeners();
     return std::any_of(all.begin(), all.end(), [](const DiagSocket& s) {
       const auto p = attached_program(s.protocol, s.cookie);
@@ -291,8 +296,8 @@ class CtlTest : public test::NetNsTest {
     }
     return e == 0 ? std::atoi(text.data()) : 0;
   }
-  std::string pid_of(const Running& r) const { return std::to_string(r.pid()); }
-  std::string port() const { return std::to_string(port_); }
+  [[nodiscard]] static std::string pid_of(const Running& r) { return std::to_string(r.pid()); }
+  [[nodiscard]] std::string port() const { return std::to_string(port_); }
 
   std::uint16_t port_ = 0;
 };
@@ -622,7 +627,9 @@ class Load {
     }
   }
   Load(const Load&) = delete;
+  Load(Load&&) = delete;
   Load& operator=(const Load&) = delete;
+  Load& operator=(Load&&) = delete;
   ~Load() {
     stop();
     ::munmap(shared_, sizeof(Shared));
@@ -877,7 +884,7 @@ class RestartTest : public CtlTest {
   void say(const std::string& how) const { std::ofstream(how_) << how << std::flush; }
   static bool saw(Running& r, const std::string& event) {
     return test::eventually(
-        [&] { return r.peek().out.find("\"event\":\"" + event + "\"") != std::string::npos; }, 60s);
+        [&] { return r.peek().out.find(R"("event":")" + event + '"') != std::string::npos; }, 60s);
   }
 
   std::string how_;
@@ -1031,6 +1038,7 @@ TEST_F(CtlTest, list_of_20000_takes_at_most_twice_the_time_of_ss) {
   }
   constexpr int each = 5000;
   std::vector<Running> holders;
+  holders.reserve(4);
   for (int i = 0; i < 4; i++) {
     holders.push_back(many_listeners(10000 + i * each, each));
   }

@@ -23,6 +23,7 @@ struct Kind {
   int protocol;
 };
 
+// NOLINTNEXTLINE(readability-identifier-naming): GoogleTest's name
 void PrintTo(const Kind& kind, std::ostream* out) {
   *out << kind.name;
 }
@@ -75,7 +76,7 @@ class DrainOption : public test::NetNsTest, public ::testing::WithParamInterface
   }
 
   // Steps and accepts until the drain is done, or does not get on.
-  int accepted_until_done(Drain& drain) const {
+  static int accepted_until_done(Drain& drain) {
     int accepted = 0;
     const bool done = test::eventually([&] {
       const Step step = drain.step();

@@ -25,7 +25,7 @@ TEST(Fd, MovesOwnership) {
   Fd first(open_null());
   const int number = first.get();
   Fd second(std::move(first));
-  EXPECT_FALSE(first.valid());  // NOLINT(bugprone-use-after-move): what it promises
+  EXPECT_FALSE(first.valid());  // NOLINT(bugprone-use-after-move,clang-analyzer-cplusplus.Move)
   EXPECT_EQ(second.get(), number);
   Fd third(open_null());
   const int closed = third.get();

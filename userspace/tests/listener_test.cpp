@@ -18,6 +18,7 @@ struct Kind {
   int protocol;
 };
 
+// NOLINTNEXTLINE(readability-identifier-naming): GoogleTest's name
 void PrintTo(const Kind& kind, std::ostream* out) {
   *out << kind.name;
 }

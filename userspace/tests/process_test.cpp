@@ -2,13 +2,14 @@
 #include "reuseport/process.hpp"
 
 #include <gtest/gtest.h>
-#include <signal.h>
+#include <signal.h>  // NOLINT(modernize-deprecated-headers): kill(), which csignal lacks
 #include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <functional>
 
 #include "reuseport/steer.hpp"
 #include "support/support.hpp"
@@ -27,8 +28,7 @@ std::uint64_t inode_of(int fd) {
 /// A child that waits to be killed, with what it inherited.
 class Child {
  public:
-  template <typename F>
-  explicit Child(F&& setup) {
+  explicit Child(const std::function<void()>& setup) {
     int ready[2];
     EXPECT_EQ(::pipe(ready), 0);
     pid_ = ::fork();
@@ -48,7 +48,9 @@ class Child {
   }
   Child() : Child([] {}) {}
   Child(const Child&) = delete;
+  Child(Child&&) = delete;
   Child& operator=(const Child&) = delete;
+  Child& operator=(Child&&) = delete;
   ~Child() { kill(); }
   void kill() {
     if (pid_ > 0) {

@@ -22,6 +22,7 @@ struct Endpoint {
   std::uint16_t port = 0;               ///< host order
   std::uint32_t ifindex = 0;            ///< device the socket is bound to, 0 for none
 
+  // NOLINTNEXTLINE(modernize-use-nullptr): clang-tidy 14 doubts what the compiler writes here
   auto operator<=>(const Endpoint&) const = default;
 
   /// 0.0.0.0 or [::].

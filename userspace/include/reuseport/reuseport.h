@@ -8,6 +8,7 @@
 #ifndef REUSEPORT_REUSEPORT_H
 #define REUSEPORT_REUSEPORT_H
 
+/* NOLINTBEGIN(readability-identifier-naming,modernize-*): C */
 #include <stddef.h>
 #include <stdint.h>
 
@@ -162,4 +163,5 @@ REUSEPORT_API const char* reuseport_version(void);
 }
 #endif
 
+/* NOLINTEND(readability-identifier-naming,modernize-*) */
 #endif /* REUSEPORT_REUSEPORT_H */

@@ -113,7 +113,7 @@ Fd open_listener(const Address& at, int type, int protocol, int backlog) {
       ::bind(fd.get(), at.get(), at.len) != 0 ||
       (type == SOCK_STREAM && ::listen(fd.get(), backlog) != 0)) {
     ADD_FAILURE() << "open_listener: " << std::strerror(errno);
-    return Fd();
+    return {};
   }
   return fd;
 }
@@ -157,7 +157,7 @@ int try_connect(const Address& to) {
 Fd accept_one(int listener, std::chrono::milliseconds wait) {
   pollfd ready{.fd = listener, .events = POLLIN, .revents = 0};
   if (::poll(&ready, 1, static_cast<int>(wait.count())) != 1) {
-    return Fd();
+    return {};
   }
   return Fd(::accept4(listener, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
 }
@@ -256,6 +256,7 @@ pid_t start_program(std::vector<std::string> argv) {
   const std::filesystem::path self = std::filesystem::read_symlink("/proc/self/exe", error);
   argv[0] = self.parent_path().parent_path() / argv[0];
   std::vector<char*> words;
+  words.reserve(argv.size() + 1);
   for (std::string& word : argv) {
     words.push_back(word.data());
   }
