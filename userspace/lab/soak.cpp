@@ -1,13 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <fmt/core.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <cstdio>
-#include <fstream>
 #include <random>
-#include <sstream>
 
 #include "clock.hpp"
 #include "commands.hpp"
@@ -24,7 +21,6 @@ constexpr std::int64_t growth_allowed_kb = 16 * 1024;
 /// stdin, stdout, stderr, control, epoll and the directory being read: all an old generation may
 /// still have open when it says goodbye.
 constexpr int descriptors_allowed = 6;
-constexpr const char* kmemleak = "/sys/kernel/debug/kmemleak";
 
 /// Everything about a round follows from its seed, so that one number replays it.
 ExperimentSpec round_spec(const SoakOptions& options, std::uint64_t seed) {
@@ -77,20 +73,6 @@ std::string verdict(const Outcome& outcome, const Usage& before, const Usage& af
                        before.descriptors);
   }
   return {};
-}
-
-/// What kmemleak has found by now, or nothing where the kernel has none.
-std::string leaked_in_kernel() {
-  if (access(kmemleak, W_OK) != 0) {
-    return {};
-  }
-  // An object counts once two scans have missed it.
-  for (int i = 0; i < 2; ++i) {
-    std::ofstream{kmemleak} << "scan";
-  }
-  std::stringstream found;
-  found << std::ifstream{kmemleak}.rdbuf();
-  return found.str();
 }
 
 std::string describe(const ExperimentSpec& spec) {
@@ -163,21 +145,13 @@ int run_soak(const SoakOptions& options) {
           seed, describe(spec), wrong, seed, options.spec.rate);
     }
   }
-  const auto leaks = leaked_in_kernel();
-  if (wrong.empty() && !leaks.empty()) {
-    wrong = "kmemleak found objects";
-    fmt::print("{}\n", leaks);
-  }
   const auto sum = total(outcomes, Method::listen_off);
   fmt::print(
       "{} rounds, {} restarts, {} connections, {} lost, {} after settled; churn: {} changes; "
       "faults: {} dead newcomers, {} stalls; memory of the lab: {} KB after two rounds, {} "
-      "KB at the end; kmemleak: {}\n",
+      "KB at the end\n",
       outcomes.size(), sum.restarts, sum.load.connections, sum.load.lost(),
-      sum.load.wrong_generation, changes, dead_newcomers, stalls, base_kb, last_kb,
-      access(kmemleak, W_OK) != 0 ? "not in this kernel"
-      : leaks.empty()             ? "nothing"
-                                  : "see above");
+      sum.load.wrong_generation, changes, dead_newcomers, stalls, base_kb, last_kb);
   if (!options.output.json.empty()) {
     const std::vector<Check> checks{{wrong.empty(), wrong.empty() ? "nothing lost" : wrong}};
     const auto text =
