@@ -51,11 +51,14 @@ Result<void> read(const std::string& path, Sums& sums) {
   return {};
 }
 
+void print_row(const auto&... columns) {
+  fmt::print("{:<14}  {:<9} {:>9} {:>12} {:>8} {:>8} {:>10} {:>11} {:>10}\n", columns...);
+}
+
 void print(const std::string& method, const std::string& link, const Counts& counts) {
-  fmt::print("{:<14}  {:<9} {:>9} {:>12} {:>8} {:>8} {:>10} {:>11} {:>10}\n", method, link,
-             counts.at("restarts"), counts.at("connections"), counts.at("refused"),
-             counts.at("reset"), counts.at("timed_out"),
-             counts.at("unanswered") + counts.at("garbled"), counts.at("wrong_generation"));
+  print_row(method, link, counts.at("restarts"), counts.at("connections"), counts.at("refused"),
+            counts.at("reset"), counts.at("timed_out"),
+            counts.at("unanswered") + counts.at("garbled"), counts.at("wrong_generation"));
 }
 
 }  // namespace
@@ -68,8 +71,8 @@ int run_sum(const SumOptions& options) {
       return exit_not_measured;
     }
   }
-  fmt::print("{:<14}  {:<9} {:>9} {:>12} {:>8} {:>8} {:>10} {:>11} {:>10}\n", "method", "link",
-             "restarts", "connections", "refused", "reset", "timed out", "unanswered", "wrong gen");
+  print_row("method", "link", "restarts", "connections", "refused", "reset", "timed out",
+            "unanswered", "wrong gen");
   bool held = true;
   for (const auto& [method, links] : sums.by_method) {
     Counts all;
