@@ -124,8 +124,10 @@ class LibraryDrain final : public Retire {
     }
     const auto& report = drain_.report();
     const auto left = report.left();
+    const bool unsettled = report.outcome == reuseport::Outcome::deadline_hit &&
+                           report.method == reuseport::Method::option && !cut_over_;
     turn.done = nlohmann::json{
-        {"really", words(reuseport::to_string(report.outcome))},
+        {"really", words(reuseport::to_string(report.outcome)) + (unsettled ? ", unsettled" : "")},
         {"method", reuseport::to_string(report.method)},
         {"left", left.handshakes.value_or(0) + left.queued.value_or(0)},
     };

@@ -62,7 +62,11 @@ std::string verdict(const Outcome& outcome, const Usage& before, const Usage& af
   }
   const auto drained = outcome.really.find("drained");
   if (drained == outcome.really.end() || drained->second != outcome.restarts) {
-    return "not every restart was really drained";
+    std::string said;
+    for (const auto& [what, count] : outcome.really) {
+      said += fmt::format(", {} {}x", what, count);
+    }
+    return fmt::format("not every restart was really drained: {} left{}", outcome.left, said);
   }
   if (outcome.most_descriptors > descriptors_allowed) {
     return fmt::format("an old generation ended with {} descriptors open",

@@ -123,7 +123,8 @@ struct DrainOptions {
   LastOn last_on = LastOn::allow;
   AtDeadline at_deadline = AtDeadline::close;
   /// From start() on. It should outlast the SYN-ACK retries of clients that mean to come: 63 s with
-  /// net.ipv4.tcp_synack_retries=5, while most handshakes take one round trip.
+  /// net.ipv4.tcp_synack_retries=5, while most handshakes take one round trip. A listener of the
+  /// group that changes its mode without pause keeps a drain waiting, too: settled is the group's.
   std::chrono::milliseconds timeout{30'000};
   /// The longest pause between two looks; the first are shorter.
   std::chrono::milliseconds poll_interval{20};
