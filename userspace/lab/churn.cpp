@@ -22,7 +22,7 @@ constexpr std::size_t members = 6;
 /// The kernel promises *settled* a grace period after the last change in a group, whoever makes it:
 /// changes without a pause would keep a drain waiting for as long as they go on.
 constexpr std::int64_t busy_for = one_second;
-constexpr std::int64_t pause_for = 250 * one_ms;
+constexpr std::int64_t pause_for = one_second;  // several grace periods of an emulated debug kernel
 
 class Churn {
  public:
