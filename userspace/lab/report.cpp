@@ -30,14 +30,6 @@ std::string ms(std::int64_t ns) {
   return fmt::format("{:.{}f} ms", value, value < 10 ? 2 : value < 100 ? 1 : 0);
 }
 
-std::string really(const Outcome& outcome) {
-  std::string text;
-  for (const auto& [what, count] : outcome.really) {
-    text += fmt::format("{}{} {}x", text.empty() ? "" : ", ", what, count);
-  }
-  return text;
-}
-
 using Row = std::vector<std::string>;
 
 Row head(bool wide) {
@@ -91,6 +83,14 @@ Row line(const Outcome& outcome, bool wide) {
 }
 
 }  // namespace
+
+std::string really(const Outcome& outcome) {
+  std::string text;
+  for (const auto& [what, count] : outcome.really) {
+    text += fmt::format("{}{} {}x", text.empty() ? "" : ", ", what, count);
+  }
+  return text;
+}
 
 nlohmann::json to_json(const Outcome& outcome) {
   const auto& spec = outcome.spec;

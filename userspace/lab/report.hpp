@@ -22,6 +22,9 @@ nlohmann::json document(const KernelAnswer& kernel, const std::vector<std::strin
                         const std::vector<Unmeasured>& unmeasured,
                         const std::vector<Check>& checks);
 
+/// What its drains ended with, and how often: "drained 29x, deadline hit 1x".
+std::string really(const Outcome& outcome);
+
 /// A table for people: one row an outcome, columns as wide as they need to be.
 /// @param wide adds latencies, wrong generation and what the method needs.
 std::string table(const std::vector<Outcome>& outcomes, bool wide);

@@ -62,11 +62,8 @@ std::string verdict(const Outcome& outcome, const Usage& before, const Usage& af
   }
   const auto drained = outcome.really.find("drained");
   if (drained == outcome.really.end() || drained->second != outcome.restarts) {
-    std::string said;
-    for (const auto& [what, count] : outcome.really) {
-      said += fmt::format(", {} {}x", what, count);
-    }
-    return fmt::format("not every restart was really drained: {} left{}", outcome.left, said);
+    return fmt::format("not every restart was really drained: {} left, {}", outcome.left,
+                       really(outcome));
   }
   if (outcome.most_descriptors > descriptors_allowed) {
     return fmt::format("an old generation ended with {} descriptors open",
