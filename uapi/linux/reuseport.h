@@ -31,14 +31,30 @@
 #define REUSEPORT_LISTEN_STANDBY	2
 
 /*
- * Every lookup which began before the last mode change in the group is over:
- * handshakes and queued of an OFF listener can only fall from here on.
+ * No CPU can still be inside a choice which began while this socket could be
+ * chosen. Restarted by every change of its own mode to STANDBY or OFF; what
+ * other members do does not delay it.
  */
 #define REUSEPORT_LISTEN_F_SETTLED	(1U << 0)
 
 /*
- * A listener is drained, and close() loses nothing, when it is OFF, SETTLED,
- * and both handshakes and queued are 0.
+ * TCP: a SYN cookie may come back, and no member of the group that is ON
+ * could take it.
+ */
+#define REUSEPORT_LISTEN_F_COOKIES	(1U << 1)
+
+/* The option is provided by BPF, not by this kernel */
+#define REUSEPORT_LISTEN_F_BPF		(1U << 31)
+
+/*
+ * A listener is drained when it is OFF, or STANDBY with group_on > 0, and
+ * SETTLED, and not COOKIES, and both handshakes and queued are 0. Mode,
+ * SETTLED and the group's counts are of one instant, handshakes is read after
+ * it, and queued after that.
+ *
+ * close() of a drained OFF listener loses nothing. That of a STANDBY one
+ * loses nothing unless the last ON member leaves first: look at the group
+ * again afterwards.
  */
 struct reuseport_listen_info {
 	__u32	mode;		/* REUSEPORT_LISTEN_* */
