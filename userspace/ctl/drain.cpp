@@ -15,7 +15,7 @@
 #include "mode.hpp"
 #include "probe.hpp"
 #include "reuseport/probe.hpp"
-#include "reuseport/steer.hpp"
+#include "host/steer.hpp"
 
 namespace reuseport::ctl {
 

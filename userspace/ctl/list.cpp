@@ -9,7 +9,7 @@
 #include <csignal>
 #include <iterator>
 
-#include "reuseport/steer.hpp"
+#include "host/steer.hpp"
 
 namespace reuseport::ctl {
 

@@ -6,9 +6,9 @@
 #include <fstream>
 
 #include "reuseport/probe.hpp"
-#include "reuseport/process.hpp"
-#include "reuseport/sockdiag.hpp"
-#include "reuseport/steer.hpp"
+#include "host/process.hpp"
+#include "host/sockdiag.hpp"
+#include "host/steer.hpp"
 
 namespace reuseport::ctl {
 

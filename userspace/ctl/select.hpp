@@ -11,10 +11,10 @@
 #include <vector>
 
 #include "failure.hpp"
-#include "reuseport/endpoint.hpp"
+#include "host/endpoint.hpp"
 #include "reuseport/fd.hpp"
-#include "reuseport/process.hpp"
-#include "reuseport/sockdiag.hpp"
+#include "host/process.hpp"
+#include "host/sockdiag.hpp"
 
 namespace reuseport::ctl {
 

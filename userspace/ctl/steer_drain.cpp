@@ -6,7 +6,7 @@
 #include <set>
 
 #include "drain.hpp"
-#include "reuseport/steer.hpp"
+#include "host/steer.hpp"
 
 namespace reuseport::ctl {
 

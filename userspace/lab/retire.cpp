@@ -7,8 +7,8 @@
 
 #include <reuseport/drain.hpp>
 #include <reuseport/listener.hpp>
-#include <reuseport/sockdiag.hpp>
-#include <reuseport/steer.hpp>
+#include "host/sockdiag.hpp"
+#include "host/steer.hpp"
 
 #include "clock.hpp"
 

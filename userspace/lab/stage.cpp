@@ -12,7 +12,7 @@
 #include <fstream>
 #include <optional>
 
-#include <reuseport/sockdiag.hpp>
+#include "host/sockdiag.hpp"
 
 #include "clock.hpp"
 #include "netns.hpp"

@@ -9,8 +9,8 @@
 #include <cstdint>
 #include <vector>
 
-#include "reuseport/process.hpp"
-#include "reuseport/sockdiag.hpp"
+#include "host/process.hpp"
+#include "host/sockdiag.hpp"
 
 namespace reuseport::detail {
 namespace {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // A drain by BPF steering, as on a kernel without the option; on one with it, seccomp hides it.
-#include "reuseport/bpf_steering.hpp"
+#include "host/bpf_steering.hpp"
 
 #include <netinet/tcp.h>
 #include <poll.h>
@@ -10,7 +10,7 @@
 #include <thread>
 #include <vector>
 
-#include "reuseport/steer.hpp"
+#include "host/steer.hpp"
 #include "support/support.hpp"
 
 namespace reuseport {

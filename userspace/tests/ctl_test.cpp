@@ -26,7 +26,7 @@
 #include <sstream>
 
 #include "reuseport/listener.hpp"
-#include "reuseport/steer.hpp"
+#include "host/steer.hpp"
 #include "support/support.hpp"
 
 namespace reuseport {

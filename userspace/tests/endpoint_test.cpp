@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "reuseport/endpoint.hpp"
+#include "host/endpoint.hpp"
 
 #include <gtest/gtest.h>
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "reuseport/process.hpp"
+#include "host/process.hpp"
 
 #include <gtest/gtest.h>
 #include <signal.h>  // NOLINT(modernize-deprecated-headers): kill(), which csignal lacks
@@ -11,7 +11,7 @@
 #include <algorithm>
 #include <functional>
 
-#include "reuseport/steer.hpp"
+#include "host/steer.hpp"
 #include "support/support.hpp"
 
 namespace reuseport {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "reuseport/sockdiag.hpp"
+#include "host/sockdiag.hpp"
 
 #include <gtest/gtest.h>
 #include <linux/inet_diag.h>
@@ -12,8 +12,8 @@
 #include <algorithm>
 #include <cstring>
 
-#include "../src/sockdiag_parse.hpp"
-#include "reuseport/steer.hpp"
+#include "host/sockdiag_parse.hpp"
+#include "host/steer.hpp"
 #include "support/support.hpp"
 
 namespace reuseport {

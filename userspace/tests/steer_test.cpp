@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Steering on the kernel that runs, patched or not: it needs none of the patches.
-#include "reuseport/steer.hpp"
+#include "host/steer.hpp"
 
 #include <gtest/gtest.h>
 #include <linux/filter.h>

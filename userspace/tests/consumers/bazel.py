@@ -23,7 +23,8 @@ exec(open("BUILD.bazel").read(), {
 assert len(libraries) == 1, "one cc_library"
 lib = libraries[0]
 sources = {os.path.basename(s) for s in lib["srcs"] if s.endswith(".cpp")}
-assert sources == {s for s in os.listdir("userspace/src") if s.endswith(".cpp")}
+folders = ["userspace/src", "userspace/ctl/host"]
+assert sources == {s for f in folders for s in os.listdir(f) if s.endswith(".cpp")}
 for name in lib["srcs"] + lib["hdrs"]:
     os.makedirs(os.path.join(work, os.path.dirname(name)), exist_ok=True)
     shutil.copy(name, os.path.join(work, name))

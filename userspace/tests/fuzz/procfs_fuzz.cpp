@@ -7,7 +7,7 @@
 #include <string>
 #include <string_view>
 
-#include "reuseport/process.hpp"
+#include "host/process.hpp"
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   const std::string_view text(static_cast<const char*>(static_cast<const void*>(data)), size);

@@ -5,7 +5,7 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "sockdiag_parse.hpp"
+#include "host/sockdiag_parse.hpp"
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   std::vector<std::byte> bytes(size);  // aligned, as a receive buffer is

@@ -12,7 +12,7 @@
 #include "reuseport/error.hpp"
 #include "reuseport/export.h"
 #include "reuseport/fd.hpp"
-#include "reuseport/sockdiag.hpp"
+#include "host/sockdiag.hpp"
 
 namespace reuseport {
 

@@ -8,7 +8,7 @@
 #include <string_view>
 #include <vector>
 
-#include "reuseport/endpoint.hpp"
+#include "host/endpoint.hpp"
 #include "reuseport/error.hpp"
 #include "reuseport/export.h"
 #include "reuseport/listener.hpp"

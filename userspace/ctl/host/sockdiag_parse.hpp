@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "reuseport/export.h"
-#include "reuseport/sockdiag.hpp"
+#include "host/sockdiag.hpp"
 
 namespace reuseport::detail {
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "reuseport/steer.hpp"
+#include "host/steer.hpp"
 
 #include <bpf/bpf.h>
 #include <fcntl.h>
@@ -17,7 +17,7 @@
 #include <utility>
 
 #include "bpf_code.hpp"
-#include "reuseport/endpoint.hpp"
+#include "host/endpoint.hpp"
 #include "steer_program.hpp"
 
 namespace reuseport {

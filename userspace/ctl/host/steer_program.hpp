@@ -11,7 +11,7 @@
 
 #include "bpf_iterator.hpp"
 #include "reuseport/error.hpp"
-#include "reuseport/sockdiag.hpp"
+#include "host/sockdiag.hpp"
 
 namespace reuseport::detail {
 

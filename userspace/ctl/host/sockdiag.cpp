@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "reuseport/sockdiag.hpp"
+#include "host/sockdiag.hpp"
 
 #include <arpa/inet.h>
 #include <libmnl/libmnl.h>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "reuseport/process.hpp"
+#include "host/process.hpp"
 
 #include <poll.h>
 #include <sys/syscall.h>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "reuseport/bpf_steering.hpp"
+#include "host/bpf_steering.hpp"
 
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -9,7 +9,7 @@
 #include <optional>
 #include <utility>
 
-#include "reuseport/steer.hpp"
+#include "host/steer.hpp"
 
 namespace reuseport {
 namespace {
