@@ -25,6 +25,7 @@
 #include <sys/reboot.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <termios.h>
 #include <unistd.h>
@@ -101,6 +102,28 @@ static void open_verdict(void)
 		cfmakeraw(&t);
 		tcsetattr(verdict_fd, TCSANOW, &t);
 	}
+}
+
+/*
+ * A kernel as distributions build it comes with modules beside it: /modules/list
+ * names them, each before those that need it.
+ */
+static void load_modules(void)
+{
+	FILE *list = fopen("/modules/list", "re");
+	char path[PATH_MAX];
+	int fd;
+
+	while (list && fgets(path, sizeof(path), list)) {
+		path[strcspn(path, "\n")] = 0;
+		fd = open(path, O_RDONLY | O_CLOEXEC);
+		if (fd < 0 || syscall(SYS_finit_module, fd, "", 0))
+			fail(path);
+		close(fd);
+		unlink(path);
+	}
+	if (list)
+		fclose(list);
 }
 
 /* The host's tree, read-only; /tmp shows the host's and can be written. */
@@ -395,6 +418,7 @@ int main(void)
 	/* It need not be secret, only such as nobody writes by chance: do not wait for entropy. */
 	(void)!getrandom(&key, sizeof(key), GRND_INSECURE);
 	say("boot %016llx", key);
+	load_modules();
 	mount_host();
 
 	/* Read before entering, where /tmp may hide it. */

@@ -38,7 +38,8 @@ case $flavor in
 stock) series='' ;;
 patched) ;;
 debug | kcsan | btf) fragments+=("$flavor") ;;
-*) die "unknown FLAVOR='$flavor': patched, stock, debug, kcsan or btf" ;;
+debian) fragments=() series='' ;;
+*) die "unknown FLAVOR='$flavor': patched, stock, debug, kcsan, btf or debian" ;;
 esac
 fragments=("${fragments[@]/#/$here/config/}")
 fragments=("${fragments[@]/%/.config}")
