@@ -18,6 +18,7 @@
 #include <sched.h>
 #include <stdbool.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
@@ -121,6 +122,32 @@ static inline int write_file(const char *path, const char *text)
 	return ret;
 }
 
+/* Where the option is not the kernel's own, $REUSEPORT_ENABLE is the command
+ * that provides it in the network namespace it runs in.
+ */
+static inline const char *enable_command(void)
+{
+	const char *command = getenv("REUSEPORT_ENABLE");
+
+	return command && *command ? command : NULL;
+}
+
+static inline int enable_option(void)
+{
+	const char *command = enable_command();
+	int status;
+
+	if (!command)
+		return 0;
+	fflush(NULL);
+	status = system(command);
+	if (!status)
+		return 0;
+	ksft_print_msg("REUSEPORT_ENABLE: wait status %#x of: %s\n", status,
+		       command);
+	return -ENOPROTOOPT;
+}
+
 /* A network namespace of our own with nothing in it but lo, which is up. */
 static inline int enter_netns(void)
 {
@@ -135,7 +162,7 @@ static inline int enter_netns(void)
 	if (ioctl(fd, SIOCSIFFLAGS, &ifr))
 		ret = -errno;
 	close(fd);
-	return ret;
+	return ret ? ret : enable_option();
 }
 
 static inline int set_int(int fd, int level, int opt, int val)
@@ -182,8 +209,11 @@ static inline bool is_drained(int fd)
 {
 	struct reuseport_listen_info info = get_info(fd);
 
-	return info.mode == REUSEPORT_LISTEN_OFF &&
-	       info.flags & REUSEPORT_LISTEN_F_SETTLED &&
+	if (info.mode != REUSEPORT_LISTEN_OFF &&
+	    (info.mode != REUSEPORT_LISTEN_STANDBY || !info.group_on))
+		return false;
+	return info.flags & REUSEPORT_LISTEN_F_SETTLED &&
+	       !(info.flags & REUSEPORT_LISTEN_F_COOKIES) &&
 	       !info.handshakes && !info.queued;
 }
 
@@ -414,9 +444,13 @@ out:
  */
 static inline void require_option(void)
 {
-	int fd = new_member("127.0.0.1", SOCK_STREAM);
-	int mode = fd < 0 ? fd : get_mode(fd);
+	int fd, mode;
 
+	/* It will be there, or is missed. */
+	if (enable_command())
+		return;
+	fd = new_member("127.0.0.1", SOCK_STREAM);
+	mode = fd < 0 ? fd : get_mode(fd);
 	if (fd >= 0)
 		close(fd);
 	if (mode != -ENOPROTOOPT)
