@@ -1,0 +1,190 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * What these programs read of the kernel: the few structs, with the few fields
+ * that are used. CO-RE finds the fields in the running kernel's BTF by name, so
+ * order and size here mean nothing.
+ */
+#ifndef OPTION_KERNEL_BPF_H
+#define OPTION_KERNEL_BPF_H
+
+#include <linux/types.h>
+#include <stdbool.h>
+
+#include <linux/bpf.h>
+
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+typedef __u8 u8;
+typedef __u16 u16;
+typedef __u32 u32;
+typedef __u64 u64;
+
+#define AF_INET		2
+#define AF_INET6	10
+#define IPPROTO_TCP	6
+#define IPPROTO_UDP	17
+#define SOL_SOCKET	1
+#define SOCK_STREAM	1
+#define SOCK_DGRAM	2
+#define TCP_ESTABLISHED	1
+#define TCP_CLOSE	7
+#define TCP_LISTEN	10
+
+#define EPERM		1
+#define EAGAIN		11
+#define EBUSY		16
+#define EINVAL		22
+#define ENOSPC		28
+#define ENOPROTOOPT	92
+#define EOPNOTSUPP	95
+
+#pragma clang attribute push(__attribute__((preserve_access_index)), \
+			     apply_to = record)
+
+/* include/net/inet_hashtables.h: where listening TCP sockets are found */
+struct hlist_nulls_node {
+	struct hlist_nulls_node *next;
+};
+
+struct hlist_nulls_head {
+	struct hlist_nulls_node *first;
+};
+
+struct inet_listen_hashbucket {
+	struct hlist_nulls_head nulls_head;
+};
+
+struct inet_hashinfo {
+	unsigned int lhash2_mask;
+	struct inet_listen_hashbucket *lhash2;
+};
+
+struct inet_timewait_death_row {
+	struct inet_hashinfo *hashinfo;
+};
+
+struct netns_ipv4 {
+	struct inet_timewait_death_row tcp_death_row;
+};
+
+struct net {
+	u32 hash_mix;
+	u64 net_cookie;
+	struct netns_ipv4 ipv4;
+};
+
+struct nsproxy {
+	struct net *net_ns;
+};
+
+struct task_struct {
+	struct nsproxy *nsproxy;
+};
+
+/* include/net/sock.h */
+typedef struct {
+	struct net *net;
+} possible_net_t;
+
+typedef struct {
+	unsigned int val;
+} kuid_t;
+
+typedef struct {
+	int counter;
+} atomic_t;
+
+typedef struct {
+	long long counter;
+} atomic64_t;
+
+struct in6_addr {
+	u32 words[4];
+};
+
+struct sock_common {
+	__be32 skc_rcv_saddr;
+	u16 skc_num;
+	unsigned short skc_family;
+	volatile unsigned char skc_state;
+	unsigned char skc_reuseport : 1;
+	unsigned char skc_ipv6only : 1;
+	int skc_bound_dev_if;
+	possible_net_t skc_net;
+	struct in6_addr skc_v6_rcv_saddr;
+	atomic64_t skc_cookie;
+	struct hlist_nulls_node skc_nulls_node;
+};
+
+struct sock_reuseport {
+	u16 num_socks;
+	unsigned int synq_overflow_ts;
+	struct bpf_prog *prog;
+};
+
+struct sock {
+	struct sock_common __sk_common;
+	u16 sk_type;
+	u16 sk_protocol;
+	u32 sk_ack_backlog;
+	kuid_t sk_uid;
+	atomic_t sk_rmem_alloc;
+	struct sock_reuseport *sk_reuseport_cb;
+};
+
+/* include/net/inet_connection_sock.h, include/linux/tcp.h */
+struct request_sock_queue {
+	atomic_t qlen;
+};
+
+struct inet_connection_sock {
+	struct request_sock_queue icsk_accept_queue;
+};
+
+struct tcp_options_received {
+	int ts_recent_stamp;
+};
+
+struct tcp_sock {
+	struct tcp_options_received rx_opt;
+	bool is_mptcp;
+};
+
+struct bpf_iter_meta {
+	struct seq_file *seq;
+};
+
+struct bpf_iter__tcp {
+	struct bpf_iter_meta *meta;
+	struct sock_common *sk_common;
+};
+
+/* kernel/rcu/tree.h */
+struct rcu_state {
+	unsigned long gp_seq_polled;
+};
+
+#pragma clang attribute pop
+
+/*
+ * The address of a socket that the verifier knows as one. Programs of these
+ * types get no field out of it but those of struct bpf_sock; its address, which
+ * bpf_probe_read_kernel() takes, comes by way of the stack.
+ */
+static __always_inline struct sock *address_of(const void *socket)
+{
+	const void *on_stack = socket;
+	struct sock *sk = NULL;
+
+	bpf_probe_read_kernel(&sk, sizeof(sk), &on_stack);
+	return sk;
+}
+
+static __always_inline u64 cookie_of(const struct sock *sk)
+{
+	return BPF_CORE_READ(sk, __sk_common.skc_cookie.counter);
+}
+
+#endif /* OPTION_KERNEL_BPF_H */

@@ -1,0 +1,563 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * SO_REUSEPORT_LISTEN_OFF for a kernel that does not have it.
+ *
+ *	choose		sk_lookup: which listener a new connection gets
+ *	...		the option, for the processes of a cgroup
+ *	call_*		the same for a tool, by BPF_PROG_TEST_RUN
+ *	find_*		what a tool needs to begin with
+ *
+ * The rule that everything here keeps: no connection goes to a listener that is
+ * not in the reuseport group of the one that the kernel itself would have come
+ * by. Groups are the kernel's own. choose() walks the kernel's table as the
+ * kernel does; what it comes by and does not know, it leaves to the kernel.
+ */
+#include "table.bpf.h"
+
+char LICENSE[] SEC("license") = "GPL";
+
+const volatile u32 hz;	/* jiffies a second */
+
+/* --- what a listener tells --- */
+
+static __always_inline bool recent_overflow(const struct sock *sk)
+{
+	struct sock_reuseport *reuse = BPF_CORE_READ(sk, sk_reuseport_cb);
+	const struct tcp_sock *tp = (const struct tcp_sock *)sk;
+	u32 now = bpf_jiffies64();
+	u32 last;
+
+	/* tcp_synq_no_recent_overflow(), include/net/tcp.h */
+	if (reuse && has_reuseport(sk))
+		last = BPF_CORE_READ(reuse, synq_overflow_ts);
+	else
+		last = BPF_CORE_READ(tp, rx_opt.ts_recent_stamp);
+	return last && now - (last - hz) <= 2 * 60 * hz + hz;
+}
+
+/*
+ * Fills info, and says whether a grace period is worth hurrying for: the first
+ * time that SETTLED is asked for after a change.
+ */
+static __always_inline bool tell(const struct sock *sk, struct member *m,
+				 struct group *g,
+				 struct reuseport_listen_info *info)
+{
+	const struct inet_connection_sock *icsk =
+		(const struct inet_connection_sock *)sk;
+	struct slot *s = slot_at(g, m->slot);
+	bool settled, hurry = false;
+	u64 counts, since, none_on;
+	int half_open;
+	u8 section;
+
+	bpf_spin_lock(&g->lock);
+	section = s->section;
+	counts = g->counts;
+	since = s->settled;
+	none_on = g->none_on;
+	bpf_spin_unlock(&g->lock);
+
+	info->mode = mode_of(section);
+	info->group_id = g->id;
+	info->group_on = count_in(counts, ON);
+	info->group_standby = count_in(counts, STANDBY);
+	info->group_off = count_in(counts, OFF);
+
+	if (section == STANDBY && (long long)(none_on - since) > 0)
+		since = none_on;
+	if ((long long)(g->left_open - since) > 0)
+		since = g->left_open;
+	settled = (section == STANDBY || section == OFF) &&
+		  num_socks_of(sk) <= count_all(counts) && rcu_is_over(since);
+	if (m->asked != since) {
+		m->asked = since;
+		hurry = !settled;
+	}
+
+	half_open = BPF_CORE_READ(icsk, icsk_accept_queue.qlen.counter);
+	info->handshakes = half_open > 0 ? half_open : 0;
+	info->queued = BPF_CORE_READ(sk, sk_ack_backlog);
+	/*
+	 * A request stops being half-open a moment before it is queued. So
+	 * with none half-open, whoever is in that moment is waited for, too.
+	 */
+	if (!settled || info->handshakes) {
+		m->none_half_open = 0;
+	} else if (!m->none_half_open) {
+		m->none_half_open = rcu_snapshot() + 1;
+		settled = false;
+		hurry = true;
+	} else {
+		settled = rcu_is_over(m->none_half_open - 1);
+	}
+
+	info->flags = REUSEPORT_LISTEN_F_BPF;
+	if (settled)
+		info->flags |= REUSEPORT_LISTEN_F_SETTLED;
+	if (!info->group_on && recent_overflow(sk))
+		info->flags |= REUSEPORT_LISTEN_F_COOKIES;
+	return hurry;
+}
+
+static __always_inline struct group *group_of(const struct member *m)
+{
+	return bpf_map_lookup_elem(&groups, &m->key);
+}
+
+/* --- the choice --- */
+
+struct look look;	/* written once, before sk_lookup is attached */
+
+static __always_inline u32 rol32(u32 word, int by)
+{
+	return word << by | word >> (32 - by);
+}
+
+/* include/linux/jhash.h: the kernel's hash of an address, for its table */
+#define JHASH_INITVAL 0xdeadbeef
+
+static __always_inline u32 jhash_final(u32 a, u32 b, u32 c)
+{
+	c ^= b; c -= rol32(b, 14);
+	a ^= c; a -= rol32(c, 11);
+	b ^= a; b -= rol32(a, 25);
+	c ^= b; c -= rol32(b, 16);
+	a ^= c; a -= rol32(c, 4);
+	b ^= a; b -= rol32(a, 14);
+	c ^= b; c -= rol32(b, 24);
+	return c;
+}
+
+static __always_inline u32 jhash_1word(u32 word, u32 initval)
+{
+	initval += JHASH_INITVAL + 4;
+	return jhash_final(word + initval, initval, initval);
+}
+
+static __always_inline u32 jhash_4words(const u32 *k, u32 initval)
+{
+	u32 a, b, c;
+
+	a = b = c = initval + JHASH_INITVAL + 16;
+	a += k[0]; b += k[1]; c += k[2];
+	a -= c; a ^= rol32(c, 4);  c += b;
+	b -= a; b ^= rol32(a, 6);  a += c;
+	c -= b; c ^= rol32(b, 8);  b += a;
+	a -= c; a ^= rol32(c, 16); c += b;
+	b -= a; b ^= rol32(a, 19); a += c;
+	c -= b; c ^= rol32(b, 4);  b += a;
+	return jhash_final(a + k[3], b, c);
+}
+
+#define MAX_WALK	8192	/* listeners in one bucket, at most */
+
+/* One lookup: what for, and how far it has come. */
+struct walk {
+	u32 address[4];		/* 0: the wildcard's turn */
+	u32 device;
+	u16 port;
+	u8 family;
+	u64 node;		/* next in the bucket; odd or 0: its end */
+	u64 sk;			/* found */
+	u64 passed_over;	/* sk_reuseport_cb that had nobody */
+};
+
+static __always_inline bool at_end(const struct walk *w)
+{
+	return !w->node || w->node & 1;
+}
+
+static __always_inline void begin_bucket(struct walk *w)
+{
+	struct inet_listen_hashbucket *bucket;
+	u32 hash;
+
+	/* inet_lhash2_bucket(), ipv4_portaddr_hash(), ipv6_portaddr_hash() */
+	if (w->address[1] | w->address[2] | w->address[3])
+		hash = jhash_4words(w->address, look.hash_mix);
+	else
+		hash = jhash_1word(w->address[0], look.hash_mix);
+	hash = (hash ^ w->port) & look.lhash2_mask;
+	bucket = (void *)(look.lhash2 +
+			  hash * bpf_core_type_size(struct inet_listen_hashbucket));
+	w->node = (u64)BPF_CORE_READ(bucket, nulls_head.first);
+}
+
+/* compute_score(), net/ipv4/inet_hashtables.c and net/ipv6/inet6_hashtables.c */
+static __always_inline bool matches(const struct sock *sk, const struct walk *w)
+{
+	u32 address[4], device;
+
+	if (BPF_CORE_READ(sk, __sk_common.skc_num) != w->port ||
+	    (u64)BPF_CORE_READ(sk, __sk_common.skc_net.net) != look.net)
+		return false;
+	device = BPF_CORE_READ(sk, __sk_common.skc_bound_dev_if);
+	if (device && device != w->device)
+		return false;
+	if (w->family == AF_INET)
+		return !BPF_CORE_READ_BITFIELD_PROBED(
+			       sk, __sk_common.skc_ipv6only) &&
+		       BPF_CORE_READ(sk, __sk_common.skc_rcv_saddr) ==
+			       w->address[0];
+	if (BPF_CORE_READ(sk, __sk_common.skc_family) != AF_INET6)
+		return false;
+	bpf_core_read(address, sizeof(address),
+		      &sk->__sk_common.skc_v6_rcv_saddr);
+	return address[0] == w->address[0] && address[1] == w->address[1] &&
+	       address[2] == w->address[2] && address[3] == w->address[3];
+}
+
+static long look_at_next(u32 i, struct walk *w)
+{
+	const struct sock *sk;
+
+	if (at_end(w))
+		return 1;
+	sk = (const struct sock *)(w->node -
+		bpf_core_field_offset(struct sock_common, skc_nulls_node));
+	w->node = (u64)BPF_CORE_READ(sk, __sk_common.skc_nulls_node.next);
+	if (!matches(sk, w))
+		return 0;
+	if (w->passed_over &&
+	    (u64)BPF_CORE_READ(sk, sk_reuseport_cb) == w->passed_over)
+		return 0;
+	w->sk = (u64)sk;
+	return 1;
+}
+
+enum verdict {
+	CHOSEN,
+	NOBODY,		/* all closed to it: the lookup goes on */
+	LEFT_OPEN,	/* left to the kernel, for lack of knowledge */
+	KERNELS_WAY,	/* all ON: left to the kernel */
+};
+
+/* One choice in one group. */
+struct choice {
+	struct bpf_sk_lookup *ctx;
+	struct group *group;
+	const struct sock *found;	/* by the walk, in this group */
+	u32 hash;
+	u32 verdict;
+};
+
+/* Gives the connection to a member, if the kernel has that in the group, too. */
+static __always_inline bool give(struct choice *c, u64 cookie)
+{
+	struct bpf_sock *sk = bpf_map_lookup_elem(&listeners, &cookie);
+	const struct sock *member, *found = c->found;
+	bool given = false;
+
+	if (!sk)
+		return false;	/* it is closing */
+	member = address_of(sk);
+	if (member == found ||
+	    (BPF_CORE_READ(member, sk_reuseport_cb) &&
+	     BPF_CORE_READ(member, sk_reuseport_cb) ==
+		     BPF_CORE_READ(found, sk_reuseport_cb)))
+		given = !bpf_sk_assign(c->ctx, sk, BPF_SK_LOOKUP_F_NO_REUSEPORT);
+	bpf_sk_release(sk);
+	return given;
+}
+
+/* No lock: a member that is just changing its place is passed over. */
+static long try_one(u32 i, struct choice *c)
+{
+	struct group *g = c->group;
+	u64 counts = *(volatile u64 *)&g->counts;
+	int wanted = count_in(counts, ON) ? ON : STANDBY;
+	u32 n = count_in(counts, wanted);
+	struct slot *s;
+	u64 cookie;
+
+	if (!n) {
+		c->verdict = NOBODY;
+		return 1;
+	}
+	s = slot_at(g, slot_at(g, (u64)c->hash * n >> 32)->perm);
+	cookie = s->cookie;
+	if (*(volatile u8 *)&s->section == wanted && give(c, cookie)) {
+		c->verdict = CHOSEN;
+		return 1;
+	}
+	c->hash = c->hash * 0x9e3779b1 + i;
+	return 0;
+}
+
+/* That unlucky, or many are closing: one after the other, each seen whole. */
+static long try_next(u32 i, struct choice *c)
+{
+	struct group *g = c->group;
+	u64 counts, cookie;
+	u32 n;
+
+	bpf_spin_lock(&g->lock);
+	counts = g->counts;
+	cookie = slot_at(g, slot_at(g, i)->perm)->cookie;
+	bpf_spin_unlock(&g->lock);
+	n = count_in(counts, ON) ?: count_in(counts, STANDBY);
+	if (!n)
+		c->verdict = NOBODY;
+	else if (i < n && give(c, cookie))
+		c->verdict = CHOSEN;
+	else if (i < n)
+		return 0;
+	return 1;
+}
+
+static __always_inline void choose_in(struct choice *c, bool must_choose)
+{
+	const struct sock *found = c->found;
+	struct sock_reuseport *reuse = BPF_CORE_READ(found, sk_reuseport_cb);
+	u64 counts = *(volatile u64 *)&c->group->counts;
+
+	c->verdict = LEFT_OPEN;
+	if (reuse && (BPF_CORE_READ(reuse, prog) ||
+		      BPF_CORE_READ(reuse, num_socks) > count_all(counts)))
+		return;
+	if (all_on(counts) && !must_choose) {
+		c->verdict = KERNELS_WAY;
+		return;
+	}
+	bpf_loop(8, try_one, c, 0);
+	if (c->verdict == LEFT_OPEN)
+		bpf_loop(64, try_next, c, 0);
+}
+
+/* Who was not to get it may get it now. */
+static __always_inline void leave_open(struct group *g)
+{
+	if (g)
+		g->left_open = rcu_snapshot();
+}
+
+SEC("sk_lookup")
+int choose(struct bpf_sk_lookup *ctx)
+{
+	struct choice c = { .ctx = ctx };
+	struct group *passed_over = NULL;
+	u32 port = ctx->local_port, turn;
+	const struct sock *found;
+	struct walk w = {};
+	struct member *m;
+	u64 cookie;
+
+	if (!is_involved(port, salt_of(look.netns)))
+		return SK_PASS;
+	if (ctx->protocol != IPPROTO_TCP || ctx->sk)
+		return SK_PASS;
+
+	w.port = port;
+	w.family = ctx->family;
+	w.device = ctx->ingress_ifindex;
+	if (w.family == AF_INET) {
+		w.address[0] = ctx->local_ip4;
+		c.hash = ctx->remote_ip4;
+	} else {
+		w.address[0] = ctx->local_ip6[0];
+		w.address[1] = ctx->local_ip6[1];
+		w.address[2] = ctx->local_ip6[2];
+		w.address[3] = ctx->local_ip6[3];
+		c.hash = jhash_1word(ctx->remote_ip6[0] ^ ctx->remote_ip6[1],
+				     ctx->remote_ip6[2]) ^ ctx->remote_ip6[3];
+	}
+	c.hash = jhash_1word(c.hash ^ w.address[0] ^ w.address[3],
+			     look.seed + ctx->remote_port + (port << 16));
+
+	begin_bucket(&w);
+	for (turn = 0; turn < 12; turn++) {
+		w.sk = 0;
+		bpf_loop(MAX_WALK, look_at_next, &w, 0);
+		if (!w.sk && at_end(&w)) {
+			/* nobody here: now the wildcard address */
+			if (!(w.address[0] | w.address[1] | w.address[2] |
+			      w.address[3]))
+				return SK_DROP;
+			w.address[0] = w.address[1] = 0;
+			w.address[2] = w.address[3] = 0;
+			begin_bucket(&w);
+			continue;
+		}
+		c.found = found = (const struct sock *)w.sk;
+		cookie = found ? cookie_of(found) : 0;
+		m = bpf_map_lookup_elem(&members, &cookie);
+		c.group = m ? group_of(m) : NULL;
+		if (!c.group)
+			break;
+		choose_in(&c, passed_over);
+		if (c.verdict == CHOSEN || c.verdict == KERNELS_WAY)
+			return SK_PASS;
+		if (c.verdict == LEFT_OPEN) {
+			leave_open(c.group);
+			break;
+		}
+		passed_over = c.group;
+		w.passed_over = (u64)BPF_CORE_READ(found, sk_reuseport_cb);
+	}
+	leave_open(passed_over);
+	return SK_PASS;
+}
+
+/* --- what a tool asks for, by BPF_PROG_TEST_RUN --- */
+
+/*
+ * Adopts a socket that user space has put into `listeners`. Then it is ON, or
+ * as it was.
+ */
+static __always_inline int adopt(const struct sock *sk, u64 cookie, u64 netns)
+{
+	struct member *m = bpf_map_lookup_elem(&members, &cookie);
+	struct group *g;
+	int err;
+
+	if (m)
+		return 0;
+	if (!has_reuseport(sk) ||
+	    BPF_CORE_READ(sk, __sk_common.skc_state) != TCP_LISTEN)
+		return -EINVAL;
+	if (BPF_CORE_READ((const struct tcp_sock *)sk, is_mptcp))
+		return -EOPNOTSUPP;
+	err = join(sk, cookie, netns);
+	if (err)
+		return err;
+	m = bpf_map_lookup_elem(&members, &cookie);
+	g = m ? group_of(m) : NULL;
+	if (!g)
+		return -EAGAIN;
+	move(g, m->slot, ON, false);
+	start_looking_after(g);
+	return 0;
+}
+
+static __always_inline int set_mode(const struct sock *sk, struct member *m,
+				    u32 mode)
+{
+	struct sock_reuseport *reuse = BPF_CORE_READ(sk, sk_reuseport_cb);
+	struct group *g = group_of(m);
+	enum section to = section_of(mode);
+
+	if (!g)
+		return -EAGAIN;
+	if (reuse && to != ON && BPF_CORE_READ(reuse, prog))
+		return -EBUSY;
+	if (slot_at(g, m->slot)->section == to)
+		return 0;
+	move(g, m->slot, to, to != ON);
+	if (to != ON)
+		start_looking_after(g);
+	return 0;
+}
+
+static __always_inline struct call *call_in(struct __sk_buff *skb)
+{
+	struct call *call = (void *)(long)skb->data;
+
+	return (void *)(call + 1) > (void *)(long)skb->data_end ? NULL : call;
+}
+
+SEC("tc")
+int call_adopt(struct __sk_buff *skb)
+{
+	struct call *call = call_in(skb);
+	struct bpf_sock *sk;
+	u64 cookie;
+
+	if (!call)
+		return -1;
+	cookie = call->cookie;
+	call->error = -EINVAL;
+	sk = bpf_map_lookup_elem(&listeners, &cookie);
+	if (!sk)
+		return 0;
+	call->error = adopt(address_of(sk), cookie, look.netns);
+	bpf_sk_release(sk);
+	return 0;
+}
+
+SEC("tc")
+int call_set_mode(struct __sk_buff *skb)
+{
+	struct call *call = call_in(skb);
+	struct bpf_sock *sk;
+	struct member *m;
+	u64 cookie;
+
+	if (!call)
+		return -1;
+	cookie = call->cookie;
+	call->error = -EINVAL;
+	sk = bpf_map_lookup_elem(&listeners, &cookie);
+	if (!sk)
+		return 0;
+	m = bpf_map_lookup_elem(&members, &cookie);
+	if (m)
+		call->error = set_mode(address_of(sk), m, call->mode);
+	bpf_sk_release(sk);
+	return 0;
+}
+
+SEC("tc")
+int call_get_info(struct __sk_buff *skb)
+{
+	struct reuseport_listen_info info = {};
+	struct call *call = call_in(skb);
+	struct bpf_sock *sk;
+	struct member *m;
+	struct group *g;
+	u64 cookie;
+
+	if (!call)
+		return -1;
+	cookie = call->cookie;
+	call->error = -EINVAL;
+	sk = bpf_map_lookup_elem(&listeners, &cookie);
+	if (!sk)
+		return 0;
+	m = bpf_map_lookup_elem(&members, &cookie);
+	g = m ? group_of(m) : NULL;
+	if (g) {
+		tell(address_of(sk), m, g, &info);
+		call->error = 0;
+		call->info = info;
+	}
+	bpf_sk_release(sk);
+	return 0;
+}
+
+/* --- what a tool needs to begin with --- */
+
+/* Run in the namespace: where the kernel keeps its listeners. */
+SEC("syscall")
+int find_namespace(void *ctx)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+	struct net *net = BPF_CORE_READ(task, nsproxy, net_ns);
+	struct inet_hashinfo *table =
+		BPF_CORE_READ(net, ipv4.tcp_death_row.hashinfo);
+
+	look.net = (u64)net;
+	look.netns = BPF_CORE_READ(net, net_cookie);
+	look.hash_mix = BPF_CORE_READ(net, hash_mix);
+	look.lhash2 = (u64)BPF_CORE_READ(table, lhash2);
+	look.lhash2_mask = BPF_CORE_READ(table, lhash2_mask);
+	return 0;
+}
+
+/* The listeners of the namespace that reads: into `listeners`, cookies to the reader. */
+const volatile u16 wanted_port;	/* 0: all */
+
+SEC("iter/tcp")
+int find_listeners(struct bpf_iter__tcp *ctx)
+{
+	struct sock_common *skc = ctx->sk_common;
+	u64 cookie;
+
+	if (!skc || BPF_CORE_READ(skc, skc_state) != TCP_LISTEN ||
+	    !has_reuseport((const struct sock *)skc))
+		return 0;
+	cookie = bpf_get_socket_cookie(skc);
+	if (!bpf_map_update_elem(&listeners, &cookie, skc, BPF_ANY))
+		bpf_seq_write(ctx->meta->seq, &cookie, sizeof(cookie));
+	return 0;
+}

@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+// SO_REUSEPORT_LISTEN_OFF on a stock kernel, by BPF: what loads, pins, adopts and removes it.
+//
+// One set of programs (option.bpf.c), two uses:
+//
+//   Session   a tool drains listeners it has descriptors of. Nothing is hooked but the lookup of
+//             listeners in one network namespace; modes are set and read through the Session. It
+//             ends with the object or the process, and then every listener is chosen again.
+//   Scope     setsockopt() and getsockopt() themselves work, for the processes of a cgroup in the
+//             network namespaces that were enabled. Pinned below /sys/fs/bpf/reuseport/: it stays
+//             until disable().
+//
+// Needs Linux 6.1 with BTF, CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON; every error says what is missing.
+#ifndef REUSEPORT_OPTION_OPTION_HPP
+#define REUSEPORT_OPTION_OPTION_HPP
+
+#include <linux/reuseport.h>
+#include <sys/types.h>
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "reuseport/error.hpp"
+#include "reuseport/fd.hpp"
+
+namespace reuseport::option {
+
+/// What a failure is about, for an exit code; the Error says it in words.
+enum class Need {
+  nothing,     ///< some call failed
+  privilege,   ///< CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON
+  kernel,      ///< BTF, a kernel from 6.1 on, no lockdown, cgroup2
+  not_by_bpf,  ///< the kernel has the option itself
+};
+/// What @p error, of a function declared here, is about.
+[[nodiscard]] Need need(const Error& error);
+
+/// Whether a Session can be started here: loads the programs, checks that they see what they need
+/// to see (listeners where the kernel keeps them, grace periods), and unloads them.
+[[nodiscard]] Status probe();
+
+/// Group sizes the programs are built for: members a group may have.
+enum class GroupSize : std::uint16_t { normal = 512, large = 4096 };
+
+/// The option for the listeners of one network namespace that were adopted, and for nobody else.
+/// Not thread-safe. Move-only.
+class Session {
+ public:
+  /// @p netns: a descriptor of the namespace (/proc/PID/ns/net), or -1 for the caller's own. The
+  /// calling thread may be in that namespace for the time of a call.
+  [[nodiscard]] static Result<Session> start(int netns = -1, GroupSize size = GroupSize::normal);
+
+  Session(Session&&) noexcept;
+  Session& operator=(Session&&) noexcept;
+  ~Session();
+
+  /// Takes a listener in, ON, and all others of its port with it. It is known until it closes.
+  /// Adopting it again is no error. ENOSPC: the group or the tables are full; EBUSY: the group has a
+  /// BPF program of its own; EINVAL: not a SO_REUSEPORT listener of this namespace; EOPNOTSUPP: MPTCP
+  /// or another protocol.
+  [[nodiscard]] Status adopt(int fd);
+
+  /// Takes in what has joined the ports of adopted listeners since. A drain calls this now and then:
+  /// beside a listener that is not known, lookups are left to the kernel, and SETTLED is not set.
+  [[nodiscard]] Status refresh();
+
+  /// REUSEPORT_LISTEN_*. EINVAL: unknown mode, or a socket that was not adopted. EAGAIN: try again.
+  [[nodiscard]] Status set_mode(int fd, int mode);
+
+  /// What getsockopt(SO_REUSEPORT_LISTEN_OFF) would give, REUSEPORT_LISTEN_F_BPF set. EINVAL: not
+  /// adopted, or closed.
+  [[nodiscard]] Result<reuseport_listen_info> get_info(int fd);
+
+  /// The same by the socket's cookie (SO_COOKIE), for a tool that gave its descriptor back.
+  [[nodiscard]] Status set_mode_of(std::uint64_t cookie, int mode);
+  [[nodiscard]] Result<reuseport_listen_info> get_info_of(std::uint64_t cookie);
+
+ private:
+  struct Parts;
+  explicit Session(std::unique_ptr<Parts> parts);
+  std::unique_ptr<Parts> parts_;
+};
+
+/// Makes a grace period of RCU happen, by a way that works on one CPU and with nohz_full; what waits
+/// for SETTLED calls it when it finds the flag not set. Costs a few system calls.
+void hurry_grace_period();
+
+}  // namespace reuseport::option
+
+#endif  // REUSEPORT_OPTION_OPTION_HPP

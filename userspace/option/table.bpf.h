@@ -1,0 +1,597 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * The table: reuseport groups, their members, and how a member changes its
+ * place in its group.
+ *
+ * A group is an array of slots, one a member, and a permutation of them that is
+ * kept in sections, as the patched kernel keeps socks[]:
+ *
+ *	perm:	ON ... | STANDBY ... | OFF ... | ASIDE ... | free
+ *
+ * Every change is a swap at each boundary it crosses, under the group's lock, and
+ * then one store of all counts. Who chooses takes no lock: counts, perm[hash],
+ * and then the member's own section, which must be what was looked for.
+ */
+#ifndef OPTION_TABLE_BPF_H
+#define OPTION_TABLE_BPF_H
+
+#include "kernel.bpf.h"
+#include "table.h"
+
+enum section {
+	ON,
+	STANDBY,
+	OFF,
+	/*
+	 * Not ON, and the kernel may or may not have it in its hash table: it
+	 * is about to listen with a mode that was set before, or it is closing.
+	 */
+	ASIDE,
+	FREE,
+};
+
+struct slot {
+	u64 sk;			/* address of the kernel's socket */
+	u64 cookie;
+	u64 settled;		/* rcu_snapshot() of its last change */
+	u16 perm;		/* slot at this position */
+	u16 position;		/* of this slot */
+	u8 section;
+	u8 closing;		/* why it is ASIDE */
+	u8 involved;		/* counts in `involved` */
+};
+
+struct group {
+	struct bpf_spin_lock lock;
+	u32 id;
+	u64 counts;		/* of ON, STANDBY, OFF, ASIDE: 16 bits each */
+	u64 none_on;		/* rcu_snapshot() when last none was ON */
+	u64 left_open;		/* ... when a lookup was left to the kernel */
+	struct bpf_timer timer;
+	u16 port;
+	u16 salt;		/* of its namespace in `involved` */
+	u16 empty_ticks;	/* of the timer, with no member */
+	u8 dead;		/* is about to be deleted, nobody joins */
+	struct slot slots[GROUP_SIZE];
+};
+
+#define SLOT_MASK	(GROUP_SIZE - 1)
+/* "pending", later than any grace period */
+#define NEVER		(~0ULL >> 1)
+
+/* Listening TCP sockets by cookie; the kernel takes them out when they close. */
+struct {
+	__uint(type, BPF_MAP_TYPE_SOCKHASH);
+	__uint(max_entries, MAX_MEMBERS);
+	__type(key, u64);
+	__type(value, u64);
+} listeners SEC(".maps");
+
+/* All sockets that are in a group of the table, by cookie. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_MEMBERS);
+	__type(key, u64);
+	__type(value, struct member);
+} members SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_MEMBERS);
+	__type(key, struct group_key);
+	__type(value, struct group);
+} groups SEC(".maps");
+
+/* What a new group starts as; user space fills in the permutation. */
+struct new_group {
+	u8 bytes[sizeof(struct group)];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, struct new_group);
+} new_group SEC(".maps");
+
+/* Members that are not ON, by port and namespace: 0 for who is not involved. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 65536);
+	__type(key, u32);
+	__type(value, u32);
+} involved SEC(".maps");
+
+/* Members by uid, so that nobody fills the table for others. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_MEMBERS);
+	__type(key, u32);
+	__type(value, u32);
+} users SEC(".maps");
+
+/* Those user space has waited for; see rcu_snapshot() */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, struct grace_periods);
+} grace_periods SEC(".maps");
+
+u32 last_group_id;
+const volatile u32 members_per_uid = MAX_MEMBERS / 4;
+
+/* --- grace periods --- */
+
+/*
+ * What get_state_synchronize_rcu() and poll_state_synchronize_rcu() look at
+ * (kernel/rcu/tree.c). A kernel without CONFIG_KALLSYMS_ALL does not say where
+ * that is; there, user space counts the grace periods it has waited for.
+ */
+extern const void rcu_state __ksym __weak;
+#define RCU_SEQ_STATE_MASK	3
+
+static __always_inline u64 gp_seq_polled(void)
+{
+	return BPF_CORE_READ((const struct rcu_state *)&rcu_state,
+			     gp_seq_polled);
+}
+
+/* When rcu_is_over() this, everybody who is in a lookup now has left it. */
+static __always_inline u64 rcu_snapshot(void)
+{
+	struct grace_periods *waited;
+	u64 barrier = 0;
+	u32 zero = 0;
+
+	waited = bpf_map_lookup_elem(&grace_periods, &zero);
+	if (!waited)
+		return NEVER;
+	/* what was changed before is seen by who begins a lookup from here on */
+	__sync_fetch_and_add(&waited->barrier, barrier);
+	if (&rcu_state)
+		return (gp_seq_polled() + 2 * RCU_SEQ_STATE_MASK + 1) &
+		       ~(u64)RCU_SEQ_STATE_MASK;
+	return *(volatile u64 *)&waited->begun + 1;
+}
+
+static __always_inline bool rcu_is_over(u64 snapshot)
+{
+	struct grace_periods *waited;
+	u32 zero = 0;
+
+	if (&rcu_state)
+		return (long long)(gp_seq_polled() - snapshot) >= 0;
+	waited = bpf_map_lookup_elem(&grace_periods, &zero);
+	return waited && *(volatile u64 *)&waited->over >= snapshot;
+}
+
+/* --- counts --- */
+
+static __always_inline u32 count_in(u64 counts, enum section section)
+{
+	return (counts >> (16 * section)) & 0xffff;
+}
+
+static __always_inline u32 count_all(u64 counts)
+{
+	return count_in(counts, ON) + count_in(counts, STANDBY) +
+	       count_in(counts, OFF) + count_in(counts, ASIDE);
+}
+
+static __always_inline bool all_on(u64 counts)
+{
+	return counts >> 16 == 0;
+}
+
+/* --- involved --- */
+
+static __always_inline u16 salt_of(u64 netns_cookie)
+{
+	return (netns_cookie * 0x9e3779b97f4a7c15ULL) >> 48;
+}
+
+static __always_inline void involve(u16 port, u16 salt, int by)
+{
+	u32 key = port ^ salt;
+	u32 *n = bpf_map_lookup_elem(&involved, &key);
+
+	if (n)
+		__sync_fetch_and_add(n, by);
+}
+
+static __always_inline bool is_involved(u16 port, u16 salt)
+{
+	u32 key = port ^ salt;
+	u32 *n = bpf_map_lookup_elem(&involved, &key);
+
+	return n && *(volatile u32 *)n;
+}
+
+/* --- a member changes its section --- */
+
+static __always_inline struct slot *slot_at(struct group *g, u32 i)
+{
+	return &g->slots[i & SLOT_MASK];
+}
+
+static __always_inline void swap_positions(struct group *g, u32 a, u32 b)
+{
+	u16 slot_a = slot_at(g, a)->perm;
+	u16 slot_b = slot_at(g, b)->perm;
+
+	*(volatile u16 *)&slot_at(g, a)->perm = slot_b;
+	*(volatile u16 *)&slot_at(g, b)->perm = slot_a;
+	slot_at(g, slot_b)->position = a;
+	slot_at(g, slot_a)->position = b;
+}
+
+static __always_inline u64 one_in(int section)
+{
+	return section < FREE ? 1ULL << (16 * section) : 0;
+}
+
+/* Where this section ends and the next begins. */
+static __always_inline u32 end_of(u64 counts, int section)
+{
+	return count_in(counts, ON) +
+	       (section >= STANDBY ? count_in(counts, STANDBY) : 0) +
+	       (section >= OFF ? count_in(counts, OFF) : 0) +
+	       (section >= ASIDE ? count_in(counts, ASIDE) : 0);
+}
+
+/* From the section to the next one: as the last of it, over the boundary. */
+static __always_inline u64 step_away(struct group *g, struct slot *s,
+				     u64 counts, int section)
+{
+	swap_positions(g, s->position, end_of(counts, section) - 1);
+	return counts - one_in(section) + one_in(section + 1);
+}
+
+/* From the next section to this one: as the first of that. */
+static __always_inline u64 step_toward(struct group *g, struct slot *s,
+				       u64 counts, int section)
+{
+	swap_positions(g, s->position, end_of(counts, section));
+	return counts + one_in(section) - one_in(section + 1);
+}
+
+/*
+ * Under the group's lock. The counts change by one store, so no reader sees the
+ * group without this member or with it twice. A member's own section is
+ * written before it moves toward ON, and after it has moved away.
+ */
+static __always_inline void move_locked(struct group *g, struct slot *s,
+					int to)
+{
+	int from = s->section;
+	u64 counts = g->counts;
+
+	if (to < from) {
+		*(volatile u8 *)&s->section = to;
+		if (from > ASIDE && to <= ASIDE)
+			counts = step_toward(g, s, counts, ASIDE);
+		if (from > OFF && to <= OFF)
+			counts = step_toward(g, s, counts, OFF);
+		if (from > STANDBY && to <= STANDBY)
+			counts = step_toward(g, s, counts, STANDBY);
+		if (from > ON && to <= ON)
+			counts = step_toward(g, s, counts, ON);
+		*(volatile u64 *)&g->counts = counts;
+	} else {
+		if (from <= ON && to > ON)
+			counts = step_away(g, s, counts, ON);
+		if (from <= STANDBY && to > STANDBY)
+			counts = step_away(g, s, counts, STANDBY);
+		if (from <= OFF && to > OFF)
+			counts = step_away(g, s, counts, OFF);
+		if (from <= ASIDE && to > ASIDE)
+			counts = step_away(g, s, counts, ASIDE);
+		*(volatile u64 *)&g->counts = counts;
+		*(volatile u8 *)&s->section = to;
+	}
+}
+
+/* --- joining --- */
+
+static __always_inline void describe(const struct sock *sk, u64 netns,
+				     struct group_key *key)
+{
+	__builtin_memset(key, 0, sizeof(*key));
+	key->netns = netns;
+	key->family = BPF_CORE_READ(sk, __sk_common.skc_family);
+	key->protocol = BPF_CORE_READ(sk, sk_protocol);
+	key->port = BPF_CORE_READ(sk, __sk_common.skc_num);
+	key->device = BPF_CORE_READ(sk, __sk_common.skc_bound_dev_if);
+	key->uid = BPF_CORE_READ(sk, sk_uid.val);
+	if (key->family == AF_INET6) {
+		key->v6only = BPF_CORE_READ_BITFIELD_PROBED(
+			sk, __sk_common.skc_ipv6only);
+		bpf_core_read(key->address, sizeof(key->address),
+			      &sk->__sk_common.skc_v6_rcv_saddr);
+	} else {
+		key->address[0] = BPF_CORE_READ(sk, __sk_common.skc_rcv_saddr);
+	}
+}
+
+static __always_inline bool has_reuseport(const struct sock *sk)
+{
+	return BPF_CORE_READ_BITFIELD_PROBED(sk, __sk_common.skc_reuseport);
+}
+
+static __always_inline u16 num_socks_of(const struct sock *sk)
+{
+	struct sock_reuseport *reuse = BPF_CORE_READ(sk, sk_reuseport_cb);
+
+	return reuse ? BPF_CORE_READ(reuse, num_socks) : 0;
+}
+
+static __always_inline enum section section_of(u32 mode)
+{
+	return mode == REUSEPORT_LISTEN_ON  ? ON :
+	       mode == REUSEPORT_LISTEN_OFF ? OFF :
+					      STANDBY;
+}
+
+static __always_inline u32 mode_of(enum section section)
+{
+	return section == ON  ? REUSEPORT_LISTEN_ON :
+	       section == OFF ? REUSEPORT_LISTEN_OFF :
+				REUSEPORT_LISTEN_STANDBY;
+}
+
+static __always_inline int charge(u32 uid)
+{
+	u32 zero = 0;
+	u32 *n;
+
+	bpf_map_update_elem(&users, &uid, &zero, BPF_NOEXIST);
+	n = bpf_map_lookup_elem(&users, &uid);
+	if (!n)
+		return -ENOSPC;
+	if (__sync_fetch_and_add(n, 1) < members_per_uid)
+		return 0;
+	__sync_fetch_and_add(n, -1);
+	return -ENOSPC;
+}
+
+static __always_inline void uncharge(u32 uid)
+{
+	u32 *n = bpf_map_lookup_elem(&users, &uid);
+
+	if (n)
+		__sync_fetch_and_add(n, -1);
+}
+
+static __always_inline struct group *find_or_make(const struct group_key *key)
+{
+	struct group *g = bpf_map_lookup_elem(&groups, key);
+	struct new_group *template;
+	u32 zero = 0;
+
+	if (g)
+		return g;
+	template = bpf_map_lookup_elem(&new_group, &zero);
+	if (!template)
+		return NULL;
+	bpf_map_update_elem(&groups, key, template, BPF_NOEXIST);
+	g = bpf_map_lookup_elem(&groups, key);
+	if (!g)
+		return NULL;
+	g->port = key->port;
+	g->salt = salt_of(key->netns);
+	__sync_val_compare_and_swap(&g->id, 0,
+				    __sync_fetch_and_add(&last_group_id, 1) + 1);
+	return g;
+}
+
+/*
+ * Takes a socket into the table, ASIDE; whoever calls moves it on. Called by
+ * programs that own the socket or its place in the table, so once for a socket.
+ */
+static __always_inline int join(const struct sock *sk, u64 cookie, u64 netns)
+{
+	struct member m = {};
+	struct group *g;
+	struct slot *s;
+	u32 total;
+	int err;
+
+	describe(sk, netns, &m.key);
+	err = charge(m.key.uid);
+	if (err)
+		return err;
+	err = -ENOSPC;
+	g = find_or_make(&m.key);
+	if (!g)
+		goto refund;
+
+	bpf_spin_lock(&g->lock);
+	total = count_all(g->counts);
+	if (g->dead) {
+		err = -EAGAIN;
+	} else if (total < GROUP_SIZE) {
+		m.slot = slot_at(g, total)->perm;
+		s = slot_at(g, m.slot);
+		s->sk = (u64)sk;
+		s->cookie = cookie;
+		s->settled = 0;
+		s->closing = false;
+		s->involved = false;
+		move_locked(g, s, ASIDE);
+		err = 0;
+	}
+	bpf_spin_unlock(&g->lock);
+	if (err)
+		goto refund;
+
+	err = bpf_map_update_elem(&members, &cookie, &m, BPF_NOEXIST);
+	if (!err)
+		return 0;
+	bpf_spin_lock(&g->lock);
+	move_locked(g, slot_at(g, m.slot), FREE);
+	bpf_spin_unlock(&g->lock);
+	err = -ENOSPC;
+refund:
+	uncharge(m.key.uid);
+	return err;
+}
+
+/*
+ * Moves a member; says whether that changed anything. Who is not ON counts in
+ * `involved`, before lookups can depend on it and until they no longer can.
+ */
+static __always_inline bool move(struct group *g, u32 slot, enum section to,
+				 bool involves)
+{
+	struct slot *s = slot_at(g, slot);
+	enum section from;
+	bool was_involved;
+	bool none_on;
+
+	if (involves)
+		involve(g->port, g->salt, 1);
+
+	bpf_spin_lock(&g->lock);
+	from = s->section;
+	was_involved = s->involved;
+	none_on = !count_in(g->counts, ON);
+	s->involved = involves;
+	if (from != to && (to == STANDBY || to == OFF))
+		s->settled = NEVER;
+	if (none_on && to == ON)
+		g->none_on = NEVER;
+	move_locked(g, s, to);
+	bpf_spin_unlock(&g->lock);
+
+	if (was_involved)
+		involve(g->port, g->salt, -1);
+	if (from == to)
+		return false;
+	if (to == STANDBY || to == OFF)
+		s->settled = rcu_snapshot();
+	if (none_on && to == ON)
+		g->none_on = rcu_snapshot();
+	return true;
+}
+
+/* --- leaving --- */
+
+/*
+ * A closing member stays in the table, ASIDE, until the kernel has it in no
+ * hash table: until then a lookup may come by it. Its group's timer sees to it,
+ * which also finds those of whose end no program was told: shutdown(2), and all
+ * that a Session adopted.
+ */
+static __always_inline bool is_listening(const struct slot *s)
+{
+	const struct sock *sk = (const struct sock *)s->sk;
+
+	/* memory of closed TCP sockets is used for other ones, at any time */
+	return cookie_of(sk) == s->cookie &&
+	       BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_LISTEN;
+}
+
+static __always_inline void let_go(struct group *g, struct slot *s)
+{
+	u64 cookie = s->cookie;
+	struct member *m = bpf_map_lookup_elem(&members, &cookie);
+	bool was_involved;
+	u32 uid;
+
+	if (!m)
+		return;
+	uid = m->key.uid;
+	if (bpf_map_delete_elem(&members, &cookie))
+		return;	/* somebody else does it */
+	bpf_spin_lock(&g->lock);
+	was_involved = s->involved;
+	s->involved = false;
+	move_locked(g, s, FREE);
+	bpf_spin_unlock(&g->lock);
+	if (was_involved)
+		involve(g->port, g->salt, -1);
+	uncharge(uid);
+}
+
+static long sweep_one(u32 i, struct group **group)
+{
+	struct group *g = *group;
+	struct slot *s;
+	u32 n;
+
+	/* from the end: who is let go changes places with the last */
+	n = count_all(g->counts);
+	if (i >= n)
+		return 1;
+	s = slot_at(g, slot_at(g, n - 1 - i)->perm);
+	if (s->section == FREE || is_listening(s))
+		return 0;
+	if (s->section != ASIDE || s->closing)
+		let_go(g, s);
+	return 0;
+}
+
+static __always_inline void sweep(struct group *g)
+{
+	bpf_loop(GROUP_SIZE, sweep_one, &g, 0);
+}
+
+#define MS		1000000ULL
+#define CLOCK_MONOTONIC	1
+
+static int look_after(void *map, struct group_key *key, struct group *value);
+
+/* Groups all of whose members are ON need nobody to look after them. */
+static __always_inline void start_looking_after(struct group *g)
+{
+	bpf_timer_init(&g->timer, &groups, CLOCK_MONOTONIC);
+	bpf_timer_set_callback(&g->timer, look_after);
+	bpf_timer_start(&g->timer, 10 * MS, 0);
+}
+
+static int look_after(void *map, struct group_key *key, struct group *value)
+{
+	struct group *g;
+	u64 counts;
+
+	/* 6.1 does not allow to lock @value */
+	g = bpf_map_lookup_elem(&groups, key);
+	if (!g)
+		return 0;
+	sweep(g);
+	counts = g->counts;
+	if (count_all(counts)) {
+		g->empty_ticks = 0;
+	} else if (++g->empty_ticks > 10) {
+		/*
+		 * For a second nobody came: so no program that joins holds a
+		 * pointer to it from before, and it can go.
+		 */
+		bpf_spin_lock(&g->lock);
+		g->dead = !count_all(g->counts);
+		bpf_spin_unlock(&g->lock);
+		if (g->dead) {
+			bpf_map_delete_elem(&groups, key);
+			return 0;
+		}
+	}
+	if (count_in(counts, ASIDE))
+		bpf_timer_start(&g->timer, 10 * MS, 0);
+	else if (!count_all(counts) || !all_on(counts))
+		bpf_timer_start(&g->timer, 100 * MS, 0);
+	return 0;
+}
+
+/* For the time that a socket needs to close. */
+static __always_inline void set_aside(struct group *g, u32 slot)
+{
+	slot_at(g, slot)->closing = true;
+	move(g, slot, ASIDE, slot_at(g, slot)->involved);
+	start_looking_after(g);
+}
+
+#endif /* OPTION_TABLE_BPF_H */

@@ -1,0 +1,65 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/* What the programs and user space must agree on. */
+#ifndef OPTION_TABLE_H
+#define OPTION_TABLE_H
+
+#include <linux/types.h>
+
+#include "../../uapi/linux/reuseport.h"
+
+/* Listeners the table holds at most, over all namespaces and users. */
+#define MAX_MEMBERS	65536
+
+/* Members of one group; two objects are built. A power of two. */
+#ifndef GROUP_SIZE
+#define GROUP_SIZE	512
+#endif
+
+/* By what the kernel puts sockets into one group: inet_reuseport_add_sock(). */
+struct group_key {
+	__u64 netns;		/* cookie */
+	__u32 address[4];	/* as in the packet; IPv4: the first word */
+	__u32 device;		/* bound to; 0: none */
+	__u32 uid;
+	__u16 port;		/* host order */
+	__u8 family;
+	__u8 protocol;
+	__u8 v6only;
+	__u8 unused[3];
+};
+
+struct member {
+	struct group_key key;
+	__u32 slot;
+	__u32 unused;
+	__u64 asked;		/* the change after which SETTLED was asked for */
+	__u64 none_half_open;	/* snapshot + 1 since handshakes are 0 */
+};
+
+/* What the tool asks of the programs; the data of a BPF_PROG_TEST_RUN. */
+struct call {
+	__u8 ethernet_header[16];
+	__u64 cookie;
+	__s32 error;		/* out: 0 or a negative errno */
+	__u32 mode;
+	struct reuseport_listen_info info;	/* out */
+};
+
+struct grace_periods {
+	__u64 begun;
+	__u64 over;		/* of those begun */
+	__u64 barrier;
+};
+
+/* Read once for a namespace, before sk_lookup is attached there. */
+struct look {
+	__u64 netns;		/* cookie; in: expected */
+	__u64 net;		/* address of struct net */
+	__u64 lhash2;		/* address of the table of listeners */
+	__u32 lhash2_mask;
+	__u32 hash_mix;
+	__u32 seed;		/* of the choice */
+	__u32 unused;
+};
+
+#endif /* OPTION_TABLE_H */
