@@ -16,15 +16,13 @@
 
 char LICENSE[] SEC("license") = "GPL";
 
-const volatile u32 hz;	/* jiffies a second */
-
 /* --- what a listener tells --- */
 
 static __always_inline bool recent_overflow(const struct sock *sk)
 {
 	struct sock_reuseport *reuse = BPF_CORE_READ(sk, sk_reuseport_cb);
 	const struct tcp_sock *tp = (const struct tcp_sock *)sk;
-	u32 now = bpf_jiffies64();
+	u32 now = bpf_jiffies64(), hz = settings.hz;
 	u32 last;
 
 	/* tcp_synq_no_recent_overflow(), include/net/tcp.h */
@@ -107,7 +105,8 @@ static __always_inline struct group *group_of(const struct member *m)
 
 /* --- the choice --- */
 
-struct look look;	/* written once, before sk_lookup is attached */
+/* written by find_namespace(), before this is attached */
+struct look look SEC(".data.look");
 
 static __always_inline u32 rol32(u32 word, int by)
 {
@@ -544,17 +543,30 @@ int find_namespace(void *ctx)
 	return 0;
 }
 
-/* The listeners of the namespace that reads: into `listeners`, cookies to the reader. */
-const volatile u16 wanted_port;	/* 0: all */
+/* Ports whose listeners a tool wants. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__type(key, u16);
+	__type(value, u8);
+} wanted SEC(".maps");
 
+/*
+ * Run in the namespace: puts its listeners on those ports into `listeners`, and
+ * gives their cookies to who reads.
+ */
 SEC("iter/tcp")
 int find_listeners(struct bpf_iter__tcp *ctx)
 {
 	struct sock_common *skc = ctx->sk_common;
 	u64 cookie;
+	u16 port;
 
 	if (!skc || BPF_CORE_READ(skc, skc_state) != TCP_LISTEN ||
 	    !has_reuseport((const struct sock *)skc))
+		return 0;
+	port = BPF_CORE_READ(skc, skc_num);
+	if (!bpf_map_lookup_elem(&wanted, &port))
 		return 0;
 	cookie = bpf_get_socket_cookie(skc);
 	if (!bpf_map_update_elem(&listeners, &cookie, skc, BPF_ANY))

@@ -10,7 +10,8 @@
 //             network namespaces that were enabled. Pinned below /sys/fs/bpf/reuseport/: it stays
 //             until disable().
 //
-// Needs Linux 6.1 with BTF, CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON; every error says what is missing.
+// Needs Linux 6.1 with BTF, CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON; every error says what is
+// missing.
 #ifndef REUSEPORT_OPTION_OPTION_HPP
 #define REUSEPORT_OPTION_OPTION_HPP
 
@@ -59,20 +60,21 @@ class Session {
   ~Session();
 
   /// Takes a listener in, ON, and all others of its port with it. It is known until it closes.
-  /// Adopting it again is no error. ENOSPC: the group or the tables are full; EBUSY: the group has a
-  /// BPF program of its own; EINVAL: not a SO_REUSEPORT listener of this namespace; EOPNOTSUPP: MPTCP
-  /// or another protocol.
+  /// Adopting it again is no error. ENOSPC: the group or the tables are full; EBUSY: the group has
+  /// a BPF program of its own; EINVAL: not a SO_REUSEPORT listener of this namespace; EOPNOTSUPP:
+  /// MPTCP or another protocol.
   [[nodiscard]] Status adopt(int fd);
 
-  /// Takes in what has joined the ports of adopted listeners since. A drain calls this now and then:
-  /// beside a listener that is not known, lookups are left to the kernel, and SETTLED is not set.
+  /// Takes in what has joined the ports of adopted listeners since. A drain calls this now and
+  /// then: beside a listener that is not known, lookups are left to the kernel, and SETTLED is not
+  /// set.
   [[nodiscard]] Status refresh();
 
   /// REUSEPORT_LISTEN_*. EINVAL: unknown mode, or a socket that was not adopted. EAGAIN: try again.
   [[nodiscard]] Status set_mode(int fd, int mode);
 
-  /// What getsockopt(SO_REUSEPORT_LISTEN_OFF) would give, REUSEPORT_LISTEN_F_BPF set. EINVAL: not
-  /// adopted, or closed.
+  /// What getsockopt(SO_REUSEPORT_LISTEN_OFF) would give, REUSEPORT_LISTEN_F_BPF set. Where SETTLED
+  /// is due it waits for a grace period, some milliseconds. EINVAL: not adopted, or closed.
   [[nodiscard]] Result<reuseport_listen_info> get_info(int fd);
 
   /// The same by the socket's cookie (SO_COOKIE), for a tool that gave its descriptor back.
@@ -84,10 +86,6 @@ class Session {
   explicit Session(std::unique_ptr<Parts> parts);
   std::unique_ptr<Parts> parts_;
 };
-
-/// Makes a grace period of RCU happen, by a way that works on one CPU and with nohz_full; what waits
-/// for SETTLED calls it when it finds the flag not set. Costs a few system calls.
-void hurry_grace_period();
 
 }  // namespace reuseport::option
 

@@ -18,43 +18,6 @@
 #include "kernel.bpf.h"
 #include "table.h"
 
-enum section {
-	ON,
-	STANDBY,
-	OFF,
-	/*
-	 * Not ON, and the kernel may or may not have it in its hash table: it
-	 * is about to listen with a mode that was set before, or it is closing.
-	 */
-	ASIDE,
-	FREE,
-};
-
-struct slot {
-	u64 sk;			/* address of the kernel's socket */
-	u64 cookie;
-	u64 settled;		/* rcu_snapshot() of its last change */
-	u16 perm;		/* slot at this position */
-	u16 position;		/* of this slot */
-	u8 section;
-	u8 closing;		/* why it is ASIDE */
-	u8 involved;		/* counts in `involved` */
-};
-
-struct group {
-	struct bpf_spin_lock lock;
-	u32 id;
-	u64 counts;		/* of ON, STANDBY, OFF, ASIDE: 16 bits each */
-	u64 none_on;		/* rcu_snapshot() when last none was ON */
-	u64 left_open;		/* ... when a lookup was left to the kernel */
-	struct bpf_timer timer;
-	u16 port;
-	u16 salt;		/* of its namespace in `involved` */
-	u16 empty_ticks;	/* of the timer, with no member */
-	u8 dead;		/* is about to be deleted, nobody joins */
-	struct slot slots[GROUP_SIZE];
-};
-
 #define SLOT_MASK	(GROUP_SIZE - 1)
 /* "pending", later than any grace period */
 #define NEVER		(~0ULL >> 1)
@@ -122,7 +85,7 @@ struct {
 } grace_periods SEC(".maps");
 
 u32 last_group_id;
-const volatile u32 members_per_uid = MAX_MEMBERS / 4;
+const volatile struct settings settings SEC(".rodata.settings");
 
 /* --- grace periods --- */
 
@@ -352,7 +315,7 @@ static __always_inline int charge(u32 uid)
 	n = bpf_map_lookup_elem(&users, &uid);
 	if (!n)
 		return -ENOSPC;
-	if (__sync_fetch_and_add(n, 1) < members_per_uid)
+	if (__sync_fetch_and_add(n, 1) < settings.members_per_uid)
 		return 0;
 	__sync_fetch_and_add(n, -1);
 	return -ENOSPC;

@@ -3,9 +3,10 @@
 #ifndef OPTION_TABLE_H
 #define OPTION_TABLE_H
 
+#include <linux/bpf.h>
 #include <linux/types.h>
 
-#include "../../uapi/linux/reuseport.h"
+#include <linux/reuseport.h>
 
 /* Listeners the table holds at most, over all namespaces and users. */
 #define MAX_MEMBERS	65536
@@ -26,6 +27,43 @@ struct group_key {
 	__u8 protocol;
 	__u8 v6only;
 	__u8 unused[3];
+};
+
+enum section {
+	ON,
+	STANDBY,
+	OFF,
+	/*
+	 * Not ON, and the kernel may or may not have it in its hash table: it
+	 * is about to listen with a mode that was set before, or it is closing.
+	 */
+	ASIDE,
+	FREE,
+};
+
+struct slot {
+	__u64 sk;			/* address of the kernel's socket */
+	__u64 cookie;
+	__u64 settled;		/* rcu_snapshot() of its last change */
+	__u16 perm;		/* slot at this position */
+	__u16 position;		/* of this slot */
+	__u8 section;
+	__u8 closing;		/* why it is ASIDE */
+	__u8 involved;		/* counts in `involved` */
+};
+
+struct group {
+	struct bpf_spin_lock lock;
+	__u32 id;
+	__u64 counts;		/* of ON, STANDBY, OFF, ASIDE: 16 bits each */
+	__u64 none_on;		/* rcu_snapshot() when last none was ON */
+	__u64 left_open;		/* ... when a lookup was left to the kernel */
+	struct bpf_timer timer;
+	__u16 port;
+	__u16 salt;		/* of its namespace in `involved` */
+	__u16 empty_ticks;	/* of the timer, with no member */
+	__u8 dead;		/* is about to be deleted, nobody joins */
+	struct slot slots[GROUP_SIZE];
 };
 
 struct member {
@@ -49,6 +87,12 @@ struct grace_periods {
 	__u64 begun;
 	__u64 over;		/* of those begun */
 	__u64 barrier;
+};
+
+/* Set before the programs are loaded. */
+struct settings {
+	__u32 hz;		/* jiffies a second */
+	__u32 members_per_uid;
 };
 
 /* Read once for a namespace, before sk_lookup is attached there. */

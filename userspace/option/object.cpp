@@ -1,0 +1,284 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "option/object.hpp"
+
+#include <bpf/bpf.h>
+#include <fcntl.h>
+#include <sched.h>
+#include <sys/random.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <array>
+#include <cerrno>
+#include <cstddef>
+#include <cstring>
+#include <ctime>
+#include <thread>
+
+#include "option/elf.h"
+
+namespace reuseport::option {
+
+namespace {
+
+using reuseport::fail;
+
+/// The clock that ticks once a jiffy says how long that is.
+std::uint32_t jiffies_per_second() {
+  timespec tick{};
+  ::clock_getres(CLOCK_MONOTONIC_COARSE, &tick);
+  return tick.tv_nsec > 0
+             ? static_cast<std::uint32_t>((1'000'000'000 + tick.tv_nsec / 2) / tick.tv_nsec)
+             : 1;
+}
+
+std::string hint_for(int errnum) {
+  switch (errnum) {
+    case EPERM:
+    case EACCES:
+      return "needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON (root has them), and no lockdown of the "
+             "kernel's memory";
+    case ESRCH: return "the kernel has no BTF (CONFIG_DEBUG_INFO_BTF), or is older than 6.1";
+    case E2BIG:
+      return "this kernel's BPF verifier refuses the programs; 6.1 and later are known to work";
+    case ENOMEM: return "not enough memory for the tables";
+    default: return {};
+  }
+}
+
+/// libbpf reports on stderr unless told otherwise; its last line says best what is missing.
+thread_local std::string libbpf_said;
+
+int keep_last(libbpf_print_level level, const char* format, va_list args) {
+  if (level == LIBBPF_WARN) {
+    std::array<char, 256> line{};
+    std::vsnprintf(line.data(), line.size(), format, args);
+    libbpf_said = line.data();
+    while (!libbpf_said.empty() && libbpf_said.back() == '\n') {
+      libbpf_said.pop_back();
+    }
+  }
+  return 0;
+}
+
+/// What libbpf prints goes into libbpf_said for as long as this lives.
+class Quiet {
+ public:
+  Quiet() : before_(libbpf_set_print(keep_last)) { libbpf_said.clear(); }
+  ~Quiet() { libbpf_set_print(before_); }
+  Quiet(const Quiet&) = delete;
+  Quiet& operator=(const Quiet&) = delete;
+
+ private:
+  libbpf_print_fn_t before_;
+};
+
+}  // namespace
+
+tl::unexpected<Error> bpf_fail(std::string call, int errnum) {
+  std::string hint = hint_for(errnum);
+  if (hint.empty()) {
+    hint = libbpf_said;
+  }
+  return fail(std::move(call), errnum, std::move(hint));
+}
+
+Status in_netns(int netns, const std::function<Status()>& body) {
+  if (netns < 0) {
+    return body();
+  }
+  Status result;
+  std::thread([&] {
+    if (::setns(netns, CLONE_NEWNET) != 0) {
+      result = fail("setns(CLONE_NEWNET)", errno,
+                    errno == EPERM ? "needs CAP_SYS_ADMIN over that namespace" : "");
+      return;
+    }
+    result = body();
+  }).join();
+  return result;
+}
+
+Result<std::uint64_t> cookie_of(int fd) {
+  std::uint64_t cookie = 0;
+  socklen_t len = sizeof(cookie);
+  if (::getsockopt(fd, SOL_SOCKET, SO_COOKIE, &cookie, &len) != 0) {
+    return fail("getsockopt(SO_COOKIE)", errno);
+  }
+  return cookie;
+}
+
+Result<Object> Object::open(GroupSize size) {
+  const Quiet quiet;
+  Object o;
+  o.size_ = size;
+  std::size_t bytes = 0;
+  const void* elf = option_elf(size == GroupSize::large ? 1 : 0, &bytes);
+  bpf_object_open_opts options{};
+  options.sz = sizeof(options);
+  options.object_name = "reuseport";
+  o.object_.reset(bpf_object__open_mem(elf, bytes, &options));
+  if (!o.object_) {
+    return bpf_fail("open the BPF object", errno);
+  }
+
+  const table::settings settings{jiffies_per_second(), MAX_MEMBERS / 4};
+  table::look look{};
+  if (::getrandom(&look.seed, sizeof(look.seed), 0) != sizeof(look.seed)) {
+    return fail("getrandom", errno);
+  }
+  bpf_map* settings_map = bpf_object__find_map_by_name(o.get(), ".rodata.settings");
+  bpf_map* look_map = bpf_object__find_map_by_name(o.get(), ".data.look");
+  if (settings_map == nullptr || look_map == nullptr ||
+      bpf_map__set_initial_value(settings_map, &settings, sizeof(settings)) != 0 ||
+      bpf_map__set_initial_value(look_map, &look, sizeof(look)) != 0) {
+    return fail("open the BPF object", EINVAL, "it is not the one this program was built with");
+  }
+  return o;
+}
+
+void Object::only(const std::vector<std::string>& programs) {
+  bpf_program* p = nullptr;
+  bpf_object__for_each_program(p, object_.get()) {
+    bool wanted = false;
+    for (const std::string& name : programs) {
+      wanted = wanted || name == bpf_program__name(p);
+    }
+    bpf_program__set_autoload(p, wanted);
+  }
+}
+
+Status Object::reuse(const std::string& map, int fd) {
+  bpf_map* m = bpf_object__find_map_by_name(object_.get(), map.c_str());
+  if (m == nullptr || bpf_map__reuse_fd(m, fd) != 0) {
+    return bpf_fail("reuse the map " + map, errno);
+  }
+  return {};
+}
+
+Status Object::load() {
+  const Quiet quiet;
+  if (const int err = bpf_object__load(object_.get()); err != 0) {
+    return bpf_fail("load the BPF programs", -err);
+  }
+
+  // what a group starts as: every slot free, at its own position
+  const std::size_t slots = static_cast<std::size_t>(size_);
+  const std::size_t header = offsetof(table::group, slots);
+  std::vector<char> bytes(header + slots * sizeof(table::slot));
+  for (std::size_t i = 0; i < slots; i++) {
+    table::slot slot{};
+    slot.perm = slot.position = static_cast<std::uint16_t>(i);
+    slot.section = table::FREE;
+    std::memcpy(bytes.data() + header + i * sizeof(slot), &slot, sizeof(slot));
+  }
+  const std::uint32_t zero = 0;
+  if (bpf_map_update_elem(map("new_group"), &zero, bytes.data(), BPF_ANY) != 0) {
+    return bpf_fail("bpf(BPF_MAP_UPDATE_ELEM, new_group)", errno);
+  }
+  return {};
+}
+
+int Object::map(const char* name) const {
+  return bpf_object__find_map_fd_by_name(object_.get(), name);
+}
+
+bpf_program* Object::program(const char* name) const {
+  return bpf_object__find_program_by_name(object_.get(), name);
+}
+
+int Object::program_fd(const char* name) const {
+  return bpf_program__fd(program(name));
+}
+
+Status Object::find_namespace() {
+  bpf_test_run_opts options{};
+  options.sz = sizeof(options);
+  if (bpf_prog_test_run_opts(program_fd("find_namespace"), &options) != 0) {
+    return bpf_fail("bpf(BPF_PROG_TEST_RUN, find_namespace)", errno);
+  }
+  const std::uint32_t zero = 0;
+  table::look look{};
+  if (bpf_map_lookup_elem(map(".data.look"), &zero, &look) != 0) {
+    return bpf_fail("bpf(BPF_MAP_LOOKUP_ELEM, look)", errno);
+  }
+  if (look.net == 0 || look.lhash2 == 0 || look.lhash2_mask == 0) {
+    return fail("look for the kernel's listeners", EOPNOTSUPP,
+                "reads of the kernel's memory give nothing: is it locked down?");
+  }
+  return {};
+}
+
+Result<std::vector<std::uint64_t>> Object::find_listeners() {
+  const std::unique_ptr<bpf_link, int (*)(bpf_link*)> link(
+      bpf_program__attach_iter(program("find_listeners"), nullptr), bpf_link__destroy);
+  if (!link) {
+    return bpf_fail("bpf(BPF_LINK_CREATE, iter/tcp)", errno);
+  }
+  const Fd iterator(bpf_iter_create(bpf_link__fd(link.get())));
+  if (!iterator) {
+    return bpf_fail("bpf(BPF_ITER_CREATE)", errno);
+  }
+  std::vector<std::uint64_t> cookies;
+  std::array<std::uint64_t, 512> some{};
+  for (;;) {
+    const ssize_t n = ::read(iterator.get(), some.data(), sizeof(some));
+    if (n < 0 && (errno == EINTR || errno == EAGAIN)) {
+      continue;
+    }
+    if (n < 0) {
+      return bpf_fail("read(iter/tcp)", errno);
+    }
+    if (n == 0) {
+      return cookies;
+    }
+    cookies.insert(cookies.end(), some.begin(),
+                   some.begin() + n / static_cast<ssize_t>(sizeof(some[0])));
+  }
+}
+
+Status Object::run(const char* program, table::call& call) const {
+  bpf_test_run_opts options{};
+  options.sz = sizeof(options);
+  options.data_in = options.data_out = &call;
+  options.data_size_in = options.data_size_out = sizeof(call);
+  if (bpf_prog_test_run_opts(program_fd(program), &options) != 0) {
+    return bpf_fail(std::string("bpf(BPF_PROG_TEST_RUN, ") + program + ")", errno);
+  }
+  return {};
+}
+
+Status Object::wait_grace_period() {
+  const std::uint32_t zero = 0;
+  if (!waiter_) {
+    waiter_inner_.reset(bpf_map_create(BPF_MAP_TYPE_ARRAY, "reuseport_inner", sizeof(zero),
+                                       sizeof(zero), 1, nullptr));
+    bpf_map_create_opts options{};
+    options.sz = sizeof(options);
+    options.inner_map_fd = static_cast<std::uint32_t>(waiter_inner_.get());
+    waiter_.reset(bpf_map_create(BPF_MAP_TYPE_ARRAY_OF_MAPS, "reuseport_wait", sizeof(zero),
+                                 sizeof(zero), 1, &options));
+    if (!waiter_) {
+      return bpf_fail("bpf(BPF_MAP_CREATE, ARRAY_OF_MAPS)", errno);
+    }
+  }
+  const auto tell = [&]() -> Status {
+    return bpf_map_update_elem(map("grace_periods"), &zero, &waited_, BPF_ANY) == 0
+               ? Status{}
+               : bpf_fail("bpf(BPF_MAP_UPDATE_ELEM, grace_periods)", errno);
+  };
+  waited_.begun++;
+  if (auto ok = tell(); !ok) {
+    return ok;
+  }
+  // An update of a map of maps returns after a grace period (maybe_wait_bpf_programs() in
+  // kernel/bpf/syscall.c): on one CPU and with nohz_full, too, where membarrier(2) does nothing.
+  const int inner = waiter_inner_.get();
+  if (bpf_map_update_elem(waiter_.get(), &zero, &inner, BPF_ANY) != 0) {
+    return bpf_fail("bpf(BPF_MAP_UPDATE_ELEM, ARRAY_OF_MAPS)", errno);
+  }
+  waited_.over = waited_.begun;
+  return tell();
+}
+
+}  // namespace reuseport::option

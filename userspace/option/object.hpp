@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+// Internal: the BPF object, from the skeleton to running programs.
+#ifndef REUSEPORT_OPTION_OBJECT_HPP
+#define REUSEPORT_OPTION_OBJECT_HPP
+
+#include <bpf/libbpf.h>
+#include <linux/bpf.h>
+#include <linux/reuseport.h>
+#include <linux/types.h>
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "option/option.hpp"
+
+namespace reuseport::option::table {
+#include "option/table.h"
+}
+
+namespace reuseport::option {
+
+/// An Error of a BPF call, with what to do about it where that is known.
+[[nodiscard]] tl::unexpected<Error> bpf_fail(std::string call, int errnum);
+
+/// Runs @p body in the network namespace @p netns; -1: where the caller is. In a thread of its own,
+/// so the caller's namespace does not change.
+[[nodiscard]] Status in_netns(int netns, const std::function<Status()>& body);
+
+/// SO_COOKIE
+[[nodiscard]] Result<std::uint64_t> cookie_of(int fd);
+
+/// The object of one group size, loaded.
+class Object {
+ public:
+  /// Opens it; nothing is in the kernel yet.
+  [[nodiscard]] static Result<Object> open(GroupSize size);
+  /// Programs that are not needed stay out.
+  void only(const std::vector<std::string>& programs);
+  /// Uses the pinned map of that name instead of one of its own.
+  [[nodiscard]] Status reuse(const std::string& map, int fd);
+  [[nodiscard]] Status load();
+
+  [[nodiscard]] int map(const char* name) const;
+  [[nodiscard]] bpf_program* program(const char* name) const;
+  [[nodiscard]] int program_fd(const char* name) const;
+  [[nodiscard]] bpf_object* get() const { return object_.get(); }
+
+  /// Fills in `look` for the namespace: the caller is in it.
+  [[nodiscard]] Status find_namespace();
+  /// Puts the listeners on `wanted` ports into `listeners`; their cookies.
+  [[nodiscard]] Result<std::vector<std::uint64_t>> find_listeners();
+  /// Runs a call_* program. Its own answer is in call.error.
+  [[nodiscard]] Status run(const char* program, table::call& call) const;
+
+  /// Waits until all CPUs have left what they are in, and says so to the programs.
+  [[nodiscard]] Status wait_grace_period();
+
+ private:
+  struct Close {
+    void operator()(bpf_object* o) const { bpf_object__close(o); }
+  };
+  std::unique_ptr<bpf_object, Close> object_;
+  GroupSize size_ = GroupSize::normal;
+  Fd waiter_;  // see wait_grace_period()
+  Fd waiter_inner_;
+  table::grace_periods waited_{};
+};
+
+}  // namespace reuseport::option
+
+#endif  // REUSEPORT_OPTION_OBJECT_HPP

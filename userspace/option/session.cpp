@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <bpf/bpf.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+
+#include <cerrno>
+#include <utility>
+
+#include "option/object.hpp"
+
+namespace reuseport::option {
+
+namespace {
+
+constexpr const char* own_option = "the kernel has SO_REUSEPORT_LISTEN_OFF itself";
+
+Result<std::uint16_t> port_of(int fd) {
+  sockaddr_in6 bound{};
+  socklen_t len = sizeof(bound);
+  if (::getsockname(fd, reinterpret_cast<sockaddr*>(&bound), &len) != 0) {
+    return fail("getsockname", errno);
+  }
+  if (bound.sin6_family != AF_INET && bound.sin6_family != AF_INET6) {
+    return fail("adopt", EOPNOTSUPP, "only TCP over IPv4 and IPv6");
+  }
+  return ntohs(bound.sin6_port);  // at the same place in sockaddr_in
+}
+
+Status refuse_own_option() {
+  const Fd fd(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  int mode = 0;
+  socklen_t len = sizeof(mode);
+  if (fd && ::getsockopt(fd.get(), SOL_SOCKET, SO_REUSEPORT_LISTEN_OFF, &mode, &len) == 0) {
+    return fail("start", EEXIST, own_option);
+  }
+  return {};
+}
+
+}  // namespace
+
+struct Session::Parts {
+  Object object;
+  Fd netns;
+  Fd link;
+
+  Status adopt_cookie(std::uint64_t cookie) const {
+    table::call call{};
+    call.cookie = cookie;
+    if (auto ran = object.run("call_adopt", call); !ran) {
+      return ran;
+    }
+    return call.error == 0 ? Status{} : answer("adopt", call.error);
+  }
+
+  static tl::unexpected<Error> answer(const char* call, int error) {
+    switch (-error) {
+      case EINVAL: return fail(call, EINVAL, "not an adopted SO_REUSEPORT listener");
+      case ENOSPC: return fail(call, ENOSPC, "the group or the tables are full");
+      case EBUSY:
+        return fail(call, EBUSY, "the group has a BPF program of its own, which would be bypassed");
+      default: return fail(call, -error);
+    }
+  }
+};
+
+Need need(const Error& error) {
+  switch (error.errnum) {
+    case EPERM:
+    case EACCES: return Need::privilege;
+    case EEXIST: return error.hint == own_option ? Need::not_by_bpf : Need::nothing;
+    case ESRCH:
+    case E2BIG:
+    case EOPNOTSUPP:
+    case ENOSYS: return Need::kernel;
+    default: return Need::nothing;
+  }
+}
+
+Status probe() {
+  auto session = Session::start();
+  return session ? Status{} : tl::unexpected(session.error());
+}
+
+Session::Session(std::unique_ptr<Parts> parts) : parts_(std::move(parts)) {}
+Session::Session(Session&&) noexcept = default;
+Session& Session::operator=(Session&&) noexcept = default;
+Session::~Session() = default;
+
+Result<Session> Session::start(int netns, GroupSize size) {
+  if (auto ok = refuse_own_option(); !ok) {
+    return tl::unexpected(ok.error());
+  }
+  auto object = Object::open(size);
+  if (!object) {
+    return tl::unexpected(object.error());
+  }
+  object->only({"choose", "find_namespace", "find_listeners", "call_adopt", "call_set_mode",
+                "call_get_info"});
+  if (auto ok = object->load(); !ok) {
+    return tl::unexpected(ok.error());
+  }
+  auto parts = std::make_unique<Parts>(Parts{std::move(*object), {}, {}});
+  parts->netns.reset(netns < 0 ? ::open("/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC)
+                               : ::fcntl(netns, F_DUPFD_CLOEXEC, 0));
+  if (!parts->netns) {
+    return fail("open(/proc/thread-self/ns/net)", errno);
+  }
+  if (auto ok = in_netns(netns, [&] { return parts->object.find_namespace(); }); !ok) {
+    return tl::unexpected(ok.error());
+  }
+  parts->link.reset(bpf_link_create(parts->object.program_fd("choose"), parts->netns.get(),
+                                    BPF_SK_LOOKUP, nullptr));
+  if (!parts->link) {
+    return bpf_fail("bpf(BPF_LINK_CREATE, sk_lookup)", errno);
+  }
+  return Session(std::move(parts));
+}
+
+Status Session::adopt(int fd) {
+  const auto cookie = cookie_of(fd);
+  const auto port = port_of(fd);
+  if (!cookie || !port) {
+    return tl::unexpected(cookie ? port.error() : cookie.error());
+  }
+  int protocol = 0;
+  socklen_t len = sizeof(protocol);
+  if (::getsockopt(fd, SOL_SOCKET, SO_PROTOCOL, &protocol, &len) != 0 || protocol != IPPROTO_TCP) {
+    return fail("adopt", EOPNOTSUPP, "only TCP");
+  }
+  const auto value = static_cast<std::uint64_t>(fd);
+  if (bpf_map_update_elem(parts_->object.map("listeners"), &*cookie, &value, BPF_ANY) != 0) {
+    const int err = errno;
+    return fail("bpf(BPF_MAP_UPDATE_ELEM, listeners)", err == EINVAL ? EOPNOTSUPP : err,
+                err == EINVAL || err == EOPNOTSUPP ? "not a plain TCP listener" : "");
+  }
+  if (auto ok = parts_->adopt_cookie(*cookie); !ok) {
+    bpf_map_delete_elem(parts_->object.map("listeners"), &*cookie);
+    return ok;
+  }
+  const std::uint8_t one = 1;
+  if (bpf_map_update_elem(parts_->object.map("wanted"), &*port, &one, BPF_ANY) != 0) {
+    return bpf_fail("bpf(BPF_MAP_UPDATE_ELEM, wanted)", errno);
+  }
+  return refresh();
+}
+
+Status Session::refresh() {
+  return in_netns(parts_->netns.get(), [&]() -> Status {
+    const auto cookies = parts_->object.find_listeners();
+    if (!cookies) {
+      return tl::unexpected(cookies.error());
+    }
+    for (const std::uint64_t cookie : *cookies) {
+      // One that cannot be taken in stays unknown, and SETTLED is not said beside it.
+      static_cast<void>(parts_->adopt_cookie(cookie));
+    }
+    return {};
+  });
+}
+
+Status Session::set_mode(int fd, int mode) {
+  const auto cookie = cookie_of(fd);
+  return cookie ? set_mode_of(*cookie, mode) : tl::unexpected(cookie.error());
+}
+
+Status Session::set_mode_of(std::uint64_t cookie, int mode) {
+  if (mode < REUSEPORT_LISTEN_ON || mode > REUSEPORT_LISTEN_STANDBY) {
+    return fail("set_mode", EINVAL, "unknown mode");
+  }
+  table::call call{};
+  call.cookie = cookie;
+  call.mode = static_cast<std::uint32_t>(mode);
+  if (auto ran = parts_->object.run("call_set_mode", call); !ran) {
+    return ran;
+  }
+  return call.error == 0 ? Status{} : Parts::answer("set_mode", call.error);
+}
+
+Result<reuseport_listen_info> Session::get_info(int fd) {
+  const auto cookie = cookie_of(fd);
+  return cookie ? get_info_of(*cookie) : tl::unexpected(cookie.error());
+}
+
+Result<reuseport_listen_info> Session::get_info_of(std::uint64_t cookie) {
+  table::call call{};
+  for (const bool waited : {false, true}) {
+    call.cookie = cookie;
+    if (auto ran = parts_->object.run("call_get_info", call); !ran) {
+      return tl::unexpected(ran.error());
+    }
+    if (call.error != 0) {
+      return Parts::answer("get_info", call.error);
+    }
+    if (waited || call.info.mode == REUSEPORT_LISTEN_ON ||
+        (call.info.flags & REUSEPORT_LISTEN_F_SETTLED) != 0) {
+      break;
+    }
+    if (auto ok = parts_->object.wait_grace_period(); !ok) {
+      return tl::unexpected(ok.error());
+    }
+  }
+  return call.info;
+}
+
+}  // namespace reuseport::option
