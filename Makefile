@@ -36,11 +36,8 @@ selftests:
 	@qemu-ci/deps selftests
 	@$(MAKE) --no-print-directory -C selftests
 
-lab million scenarios install:
+lab million soak scenarios install:
 	@$(MAKE) --no-print-directory -C userspace $@ PREFIX='$(PREFIX)'
-
-soak: userspace
-	@userspace/lab/soak build
 
 clean:
 	rm -rf build

@@ -10,9 +10,8 @@
 #include <random>
 #include <vector>
 
-#include "clock.hpp"
-#include "generation.hpp"
-#include "stage.hpp"
+#include "server/control.hpp"
+#include "server/stage.hpp"
 
 namespace lab {
 namespace {
@@ -25,26 +24,20 @@ constexpr std::int64_t ready_bound = 180 * one_second;
 constexpr std::int64_t drain_bound = 180 * one_second;
 constexpr std::int64_t poll_interval = 20 * one_ms;
 
-/// Waits `ns`, or less when interrupted.
-void pause(std::int64_t ns) {
-  const auto time = to_timespec(ns);
-  clock_nanosleep(CLOCK_MONOTONIC, 0, &time, nullptr);
-}
-
 class Experiment {
  public:
   Experiment(const ExperimentSpec& spec, const OnProgress& on_progress)
       : on_progress_(on_progress) {
-    outcome_.spec = spec;
+    measured_.spec = spec;
     random_.seed(spec.seed);
   }
 
-  Result<Outcome> run();
+  Result<Measurement> run();
 
  private:
-  [[nodiscard]] const ExperimentSpec& spec() const { return outcome_.spec; }
+  [[nodiscard]] const ExperimentSpec& spec() const { return measured_.spec; }
   [[nodiscard]] Result<Generation> start_generation(std::uint32_t number);
-  Result<void> drain(Generation& fresh);
+  Result<void> drain();
   Result<void> start_churn();
   Result<void> end_churn();
   Result<void> make_faults();
@@ -56,11 +49,11 @@ class Experiment {
   void note_usage(const nlohmann::json& bye);
   void report(const Load& load) const {
     if (on_progress_) {
-      on_progress_({outcome_.restarts, load.begun(), load.lost()});
+      on_progress_({measured_.restarts, load.begun(), load.lost()});
     }
   }
 
-  Outcome outcome_;
+  Measurement measured_;
   const OnProgress& on_progress_;
   std::optional<Link> link_;
   ServerOptions options_;
@@ -71,6 +64,7 @@ class Experiment {
   std::vector<Generation> leaving_;
   std::map<std::uint32_t, std::int64_t> cut_over_;
   std::int64_t begun_ = 0;
+  std::int64_t draining_ns_ = 0;
 };
 
 Result<Generation> Experiment::start_generation(std::uint32_t number) {
@@ -102,7 +96,7 @@ Result<void> Experiment::wait_for_share(const Load& load, double share) {
       return collected;
     }
     report(load);
-    pause(poll_interval);
+    pause_ns(poll_interval);
   }
   return {};
 }
@@ -127,33 +121,28 @@ Result<void> Experiment::collect(bool all) {
                                  (*event)->json.value("event", "")));
       }
       note_usage((*event)->json);
-      outcome_.cut_short += (*event)->json.value("cut_short", 0U);
+      measured_.cut_short += (*event)->json.value("cut_short", 0U);
       old.said_bye();
     }
     std::erase_if(leaving_, [](Generation& old) { return old.done() && old.gone(); });
     if (!all || leaving_.empty()) {
       return {};
     }
-    pause(poll_interval);
+    pause_ns(poll_interval);
   } while (now_ns() < bound && !interrupted());
   return error(interrupted() ? "interrupted" : "an old generation did not end");
 }
 
 /// What a process held when it said goodbye.
 void Experiment::note_usage(const nlohmann::json& bye) {
-  outcome_.most_descriptors =
-      std::max(outcome_.most_descriptors, bye.value("descriptors", std::int64_t{0}));
-  outcome_.most_rss_kb = std::max(outcome_.most_rss_kb, bye.value("rss_kb", std::int64_t{0}));
+  measured_.most_descriptors =
+      std::max(measured_.most_descriptors, bye.value("descriptors", std::int64_t{0}));
+  measured_.most_rss_kb = std::max(measured_.most_rss_kb, bye.value("rss_kb", std::int64_t{0}));
 }
 
 /// Has the current generation let its listeners go, and waits until it has.
-Result<void> Experiment::drain(Generation& fresh) {
-  const auto stay = fresh.take_listeners();
-  std::vector<int> fds;
-  for (const auto& fd : stay) {
-    fds.push_back(fd.get());
-  }
-  if (auto told = current_->tell({{"do", "drain"}}, fds); !told) {
+Result<void> Experiment::drain() {
+  if (auto told = current_->tell({{"do", "drain"}}); !told) {
     return told;
   }
   const auto bound = now_ns() + drain_bound;
@@ -173,8 +162,8 @@ Result<void> Experiment::drain(Generation& fresh) {
     if (name == "cut-over") {
       cut_over_[current_->number()] = said.value("at", std::int64_t{0});
     } else if (name == "may-close") {
-      ++outcome_.really[said.value("really", "?")];
-      outcome_.left += said.value("left", std::uint64_t{0});
+      ++measured_.outcomes[said.value("outcome", "?")];
+      measured_.left += said.value("left", std::uint64_t{0});
       return {};
     }
   }
@@ -211,8 +200,8 @@ Result<void> Experiment::end_churn() {
     return error("churn: ended without a word");
   }
   note_usage((*said)->json);
-  outcome_.stray = (*said)->json.value("accepted", std::uint64_t{0});
-  outcome_.churn_changes = (*said)->json.value("changes", std::uint64_t{0});
+  measured_.stray = (*said)->json.value("accepted", std::uint64_t{0});
+  measured_.churn_changes = (*said)->json.value("changes", std::uint64_t{0});
   churn_.reset();
   return {};
 }
@@ -234,13 +223,13 @@ Result<void> Experiment::make_faults() {
         return ready;
       }
     }
-    ++outcome_.dead_newcomers;  // SIGKILL at the end of this block
+    ++measured_.dead_newcomers;  // SIGKILL at the end of this block
   }
   if (random_() % 3 == 0) {
     kill(current_->pid(), SIGSTOP);
-    pause(static_cast<std::int64_t>(random_() % 200) * one_ms);
+    pause_ns(static_cast<std::int64_t>(random_() % 200) * one_ms);
     kill(current_->pid(), SIGCONT);
-    ++outcome_.stalls;
+    ++measured_.stalls;
   }
   return {};
 }
@@ -269,7 +258,7 @@ Result<void> Experiment::restart() {
   const auto began = now_ns();
   auto done = stage_->before_drain();
   if (done) {
-    done = drain(*fresh);
+    done = drain();
   }
   if (done) {
     done = stage_->after_drain();
@@ -277,20 +266,21 @@ Result<void> Experiment::restart() {
   if (!done) {
     return done;
   }
-  outcome_.may_close.add(now_ns() - began);
+  measured_.may_close.add(now_ns() - began);
+  draining_ns_ += now_ns() - began;
   leaving_.push_back(std::move(*current_));
   current_ = std::move(*fresh);
-  ++outcome_.restarts;
+  ++measured_.restarts;
   return {};
 }
 
-Result<Outcome> Experiment::run() {
-  auto link = Link::make(spec().link, spec().wire, spec().seed);
+Result<Measurement> Experiment::run() {
+  auto link = Link::make(spec().link, spec().device, spec().seed);
   if (!link) {
     return tl::unexpected(link.error());
   }
   link_.emplace(std::move(*link));
-  outcome_.wire = link_->wire();
+  measured_.device = link_->device();
 
   options_.method = spec().method;
   options_.address = link_->server_address();
@@ -304,7 +294,6 @@ Result<Outcome> Experiment::run() {
   if (!first) {
     return tl::unexpected(first.error());
   }
-  first->take_listeners().clear();  // a copy kept here would hold them open when it has closed them
   current_.emplace(std::move(*first));
 
   if (auto opened = stage_->open(*link_); !opened) {
@@ -327,6 +316,8 @@ Result<Outcome> Experiment::run() {
     return tl::unexpected(load.error());
   }
 
+  RunRecord record;
+  record.before = sample_machine();
   begun_ = now_ns();
   for (const double share : restart_shares()) {
     auto done = wait_for_share(**load, share);
@@ -344,23 +335,31 @@ Result<Outcome> Experiment::run() {
   if (auto rest = wait_for_share(**load, 1.0); !rest) {
     return tl::unexpected(rest.error());
   }
+  record.elapsed_ns = now_ns() - begun_ - draining_ns_;
   auto seen = (*load)->finish(cut_over_);
+  record.after = sample_machine();
   if (auto ended = end_churn(); !ended) {
     return tl::unexpected(ended.error());
   }
-  outcome_.elapsed_ns = now_ns() - begun_;
+  measured_.elapsed_ns = now_ns() - begun_;
   if (!seen) {
     return tl::unexpected(seen.error());
   }
-  outcome_.load = std::move(*seen);
-  const auto& load_seen = outcome_.load;
-  outcome_.p999.push_back(load_seen.lost() * 1000 > load_seen.connections
-                              ? lost_too_many
-                              : load_seen.connect.quantile(0.999));
+  measured_.load = std::move(*seen);
+  const auto& load_seen = measured_.load;
+  record.planned_ns =
+      spec().connections == 0 ? spec().duration_ns
+      : spec().rate > 0
+          ? static_cast<std::int64_t>(static_cast<double>(spec().connections) / spec().rate * 1e9)
+          : 0;
+  measured_.disturbed = disturbance(record, load_seen, spec().limits);
+  measured_.p999.push_back(load_seen.lost() * 1000 > load_seen.connections
+                               ? lost_too_many
+                               : load_seen.connect.quantile(0.999));
   if (auto gone = collect(true); !gone) {
     return tl::unexpected(gone.error());
   }
-  return outcome_;
+  return measured_;
 }
 
 }  // namespace
@@ -372,7 +371,7 @@ bool interrupted() noexcept {
   return interrupted_flag;
 }
 
-Result<Outcome> run_experiment(const ExperimentSpec& spec, const OnProgress& on_progress) {
+Result<Measurement> run_experiment(const ExperimentSpec& spec, const OnProgress& on_progress) {
   return Experiment{spec, on_progress}.run();
 }
 

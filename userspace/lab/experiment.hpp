@@ -8,19 +8,20 @@
 #include <string>
 #include <vector>
 
-#include "histogram.hpp"
-#include "link.hpp"
-#include "load.hpp"
+#include "base.hpp"
+#include "load/disturbance.hpp"
+#include "load/histogram.hpp"
+#include "load/load.hpp"
 #include "method.hpp"
-#include "result.hpp"
+#include "net/link.hpp"
 
 namespace lab {
 
 /// One method on one link under one load.
 struct ExperimentSpec {
-  Method method = Method::close;
+  RestartMethod method = RestartMethod::close;
   LinkSpec link;
-  Link::Wire wire = Link::Wire::automatic;
+  LinkDevice device = LinkDevice::automatic;
   unsigned restarts = 20;
   int listeners = 4;
   double rate = 300;              ///< open loop, connections a second; 0: closed loop
@@ -34,23 +35,26 @@ struct ExperimentSpec {
   /// Now and then a newcomer in STANDBY is killed before the restart, and the old generation is
   /// stopped for a moment before it drains. Neither may cost a connection.
   bool faults = false;
+  DisturbanceLimits limits;
 };
 
 inline constexpr std::int64_t lost_too_many = std::numeric_limits<std::int64_t>::max();
 
-/// What happened. Times in nanoseconds.
-struct Outcome {
+/// What one experiment, or the sum of several, has measured. Times in nanoseconds.
+struct Measurement {
   ExperimentSpec spec;
-  std::string wire;
+  std::string device;     ///< Link::device(); empty in a sum over several links
+  std::string disturbed;  ///< see disturbance(); if not empty, nothing below is the method's doing
   LoadResult load;
   unsigned restarts = 0;
   /// p99.9 of connect, one for each round that was added up; `lost_too_many` where a thousandth of
   /// the connections or more were lost, for then the thousandth slowest never was connected.
   std::vector<std::int64_t> p999;
-  Histogram may_close;                     ///< from "drain" to "may close", one a restart
-  std::map<std::string, unsigned> really;  ///< what was really done, restarts each
-  std::uint64_t left = 0;                  ///< connections a drain gave up on, as it reported
-  std::uint64_t cut_short = 0;             ///< accepted connections the old process gave up on
+  Histogram may_close;  ///< from "drain" to "may close", one a restart
+  std::map<std::string, unsigned>
+      outcomes;                 ///< what the old generations' drains came to, restarts each
+  std::uint64_t left = 0;       ///< connections a drain gave up on, as it reported
+  std::uint64_t cut_short = 0;  ///< accepted connections the old process gave up on
   std::int64_t elapsed_ns = 0;
   std::int64_t most_descriptors = 0;  ///< an old generation or the churn had open at its end
   std::int64_t most_rss_kb = 0;       ///< and the most memory of one
@@ -69,8 +73,8 @@ struct Progress {
 using OnProgress = std::function<void(const Progress&)>;
 
 /// Builds link and servers, runs the load over the restarts and takes everything down again, also
-/// on error. An error means nothing was measured.
-Result<Outcome> run_experiment(const ExperimentSpec& spec, const OnProgress& on_progress);
+/// on error. An error means that nothing was measured, and says why in one line.
+Result<Measurement> run_experiment(const ExperimentSpec& spec, const OnProgress& on_progress);
 
 /// Makes run_experiment() give up at the next poll (SIGINT, SIGTERM). Async-signal-safe.
 void interrupt_experiments() noexcept;

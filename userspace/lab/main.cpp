@@ -2,13 +2,18 @@
 //
 // restart-lab: what clients see while a server with SO_REUSEPORT listeners is restarted.
 #include <fmt/core.h>
+#include <sys/wait.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
+#include <array>
+#include <cerrno>
 #include <csignal>
 
-#include "clock.hpp"
-#include "commands.hpp"
-#include "link.hpp"
+#include "net/link.hpp"
+#include "process.hpp"
+#include "report/report.hpp"
+#include "run.hpp"
 
 namespace {
 
@@ -33,8 +38,8 @@ std::string check_link(const std::string& text) {
 }
 
 std::string check_method(const std::string& text) {
-  return lab::parse_method(text) ? std::string{}
-                                 : fmt::format("method '{}': see restart-lab methods", text);
+  return parse_method(text) ? std::string{}
+                            : fmt::format("method '{}': see restart-lab methods", text);
 }
 
 int list_methods() {
@@ -42,188 +47,248 @@ int list_methods() {
     fmt::print("{:<14} {}\n{:<14} privileges: {}; extra processes: {}\n", method.name, method.what,
                "", method.privileges, method.extra_processes);
   }
-  return exit_held;
+  return exit_passed;
 }
 
-struct CommonOptions {
-  std::string rtt = "20";
-  double duration_s = 10;
-  double timeout_s = 5;
-  std::string wire = "auto";
+/// An error on stderr, or nothing.
+int done_or_say(const Result<void>& done) {
+  if (!done) {
+    fmt::print(stderr, "restart-lab: {}\n", done.error().text);
+  }
+  return done ? exit_passed : exit_not_measured;
+}
+
+/// Runs a command at the client's end of a link. @return its exit code
+Result<int> run_behind(const LinkSpec& spec, std::uint64_t seed,
+                       const std::vector<std::string>& command) {
+  const auto link = Link::make(spec, LinkDevice::automatic, seed);
+  if (!link) {
+    return tl::unexpected(link.error());
+  }
+  ChildSpec child;
+  child.program = command.front();
+  child.arguments.assign(command.begin() + 1, command.end());
+  child.fds = {link->server_ns()};
+  child.ns = link->client_ns();
+  child.environment = {fmt::format("LAB_ADDRESS={}", link->server_address()),
+                       "LAB_SERVER_NS=/proc/self/fd/3"};
+  const auto pid = spawn(child);
+  if (!pid) {
+    return tl::unexpected(pid.error());
+  }
+  int status = 0;
+  while (waitpid(*pid, &status, 0) < 0 && errno == EINTR) {
+  }
+  return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
+/// What `run` and its presets `demo` and `soak` are told, before it is put into RunOptions.
+struct RunWords {
+  std::vector<std::string> methods;
+  std::vector<std::string> links;
+  double duration_s = 60;
+  double timeout_s = 30;
+  double hours = 0;
+  std::string device = "auto";
+  std::string expect;
+  bool closed_loop = false;
 };
 
-void add_common(CLI::App& app, ExperimentSpec& spec, CommonOptions& common, Output& output) {
-  app.add_option("--restarts", spec.restarts, "restarts of each method")
-      ->check(CLI::Range(1, 1000000))
-      ->capture_default_str();
-  app.add_option("--rate", spec.rate, "new connections a second, open loop")
+void add_common(CLI::App& app, RunOptions& run, RunWords& words) {
+  app.add_option("--rate", run.spec.rate, "new connections a second, open loop")
       ->check(CLI::Range(1.0, 1e6))
       ->capture_default_str();
-  app.add_option("--listeners", spec.listeners, "listeners a generation opens")
-      ->check(CLI::Range(1, 64))
-      ->capture_default_str();
-  app.add_option("--duration", common.duration_s, "seconds of load for each method")
-      ->check(CLI::Range(0.1, 86400.0))
-      ->capture_default_str();
-  app.add_option("--timeout", common.timeout_s, "seconds until a connection counts as timed out")
+  app.add_option("--timeout", words.timeout_s, "seconds until a connection counts as timed out")
       ->check(CLI::Range(0.1, 120.0))
       ->capture_default_str();
-  app.add_option("--seed", spec.seed, "seed of the arrivals")->capture_default_str();
-  app.add_option("--wire", common.wire,
-                 "auto: netem where the kernel has it, else a relay over TUN")
-      ->check(CLI::IsMember({"auto", "netem", "tun"}))
+  app.add_option("--seed", run.spec.seed, "seed of all that is random")->capture_default_str();
+  app.add_option("--device", words.device,
+                 "of links with delay; auto: veth with netem where the kernel has it, else tun")
+      ->check(CLI::IsMember({"auto", "veth", "tun"}))
       ->capture_default_str();
-  app.add_option("--json", output.json, "write everything measured to this file");
+  app.add_option("--attempts", run.attempts, "how often a run is tried that the machine disturbs")
+      ->check(CLI::Range(1, 100))
+      ->capture_default_str();
+  app.add_option("--json", run.json, "write everything measured to this file");
 }
 
-void take_common(ExperimentSpec& spec, const CommonOptions& common) {
-  spec.duration_ns = static_cast<std::int64_t>(common.duration_s * static_cast<double>(one_second));
-  spec.timeout_ns = static_cast<std::int64_t>(common.timeout_s * static_cast<double>(one_second));
-  spec.wire = common.wire == "netem" ? Link::Wire::netem
-              : common.wire == "tun" ? Link::Wire::tun
-                                     : Link::Wire::automatic;
+/// Of a run whose length is known.
+void add_planned(CLI::App& app, RunOptions& run, RunWords& words) {
+  add_common(app, run, words);
+  app.add_option("--link", words.links,
+                 "loopback, or RTT in ms and loss in % each way (20ms, 20ms/1%), by commas")
+      ->delimiter(',')
+      ->check(check_link)
+      ->capture_default_str();
+  app.add_option("--restarts", run.spec.restarts, "restarts of each method")
+      ->check(CLI::Range(1, 1000000))
+      ->capture_default_str();
+  app.add_option("--listeners", run.spec.listeners, "listeners a generation opens")
+      ->check(CLI::Range(1, 64))
+      ->capture_default_str();
+  app.add_option("--duration", words.duration_s, "seconds of load for each method")
+      ->check(CLI::Range(0.1, 86400.0))
+      ->capture_default_str();
+  app.add_option("--expect", words.expect, "fail with 3 unless the kernel is of this kind")
+      ->check(CLI::IsMember({"supported", "not-in-kernel"}));
+}
+
+void add_run(CLI::App& app, RunOptions& run, RunWords& words) {
+  words.links = {"loopback", "1ms", "20ms", "100ms", "1ms/1%", "20ms/1%", "100ms/1%"};
+  run.spec.restarts = 100;
+  add_planned(app, run, words);
+  app.add_option("--method", words.methods, "which, separated by commas (default: all)")
+      ->delimiter(',')
+      ->check(check_method);
+  app.add_option("--connections", run.spec.connections,
+                 "connections of each method, spread over the links, instead of --duration")
+      ->check(CLI::Range(std::uint64_t{1}, std::uint64_t{1} << 40U));
+  auto* closed = app.add_flag("--closed-loop", words.closed_loop,
+                              "each client begins anew when its last connection ended");
+  app.add_option("--concurrency", run.spec.concurrency, "clients of the closed loop")
+      ->check(CLI::Range(1, 100000))
+      ->needs(closed)
+      ->capture_default_str();
+  app.add_option("--rounds", run.rounds,
+                 "the methods take turns so often on each link, in an order drawn from the seed;\n"
+                 "what disturbs the machine for a while then meets all of them")
+      ->check(CLI::Range(1, 1000))
+      ->capture_default_str();
+}
+
+void add_demo(CLI::App& app, RunOptions& demo, RunWords& words) {
+  words.methods = {"close", "listen-off"};
+  words.links = {"20ms"};
+  words.duration_s = 10;
+  words.timeout_s = 5;
+  demo.brief = true;
+  add_planned(app, demo, words);
+}
+
+void add_soak(CLI::App& app, RunOptions& soak, RunWords& words) {
+  words.methods = {"listen-off"};
+  words.expect = "supported";
+  words.timeout_s = 60;
+  words.hours = 1;
+  soak.spec.rate = 100;
+  // No latencies are judged, so only what may cost a connection its timeout disturbs.
+  soak.spec.limits.late_p99_ns = one_second;
+  soak.spec.limits.stall_ns = 10 * one_second;
+  add_common(app, soak, words);
+  app.add_option("--hours", words.hours, "how long; the last round is finished")
+      ->check(CLI::Range(0.0001, 10000.0))
+      ->capture_default_str();
+}
+
+int start(RunOptions run, const RunWords& words) {
+  run.spec.duration_ns = static_cast<std::int64_t>(words.duration_s * 1e9);
+  run.spec.timeout_ns = static_cast<std::int64_t>(words.timeout_s * 1e9);
+  run.soak_ns = static_cast<std::int64_t>(words.hours * 3600e9);
+  run.spec.device = words.device == "veth"  ? LinkDevice::veth
+                    : words.device == "tun" ? LinkDevice::tun
+                                            : LinkDevice::automatic;
+  run.expect = words.expect == "supported"       ? Expect::supported
+               : words.expect == "not-in-kernel" ? Expect::not_in_kernel
+                                                 : Expect::anything;
+  if (words.closed_loop) {
+    run.spec.rate = 0;
+  }
+  for (const auto& method : methods) {
+    const auto named = std::find(words.methods.begin(), words.methods.end(), method.name);
+    if (words.methods.empty() || named != words.methods.end()) {
+      run.methods.push_back(method.method);
+    }
+  }
+  for (const auto& name : words.links) {
+    run.links.push_back(*parse_link(name));
+  }
+  if (run.soak_ns > 0) {
+    run.spec.method = run.methods.front();
+  }
+  return lab::run(run);
 }
 
 }  // namespace
 
+// NOLINTNEXTLINE(bugprone-exception-escape): without memory there is nothing to save
 int main(int argc, char** argv) {
   CLI::App app{
       "Restart a server with SO_REUSEPORT listeners under load and count what clients lose."};
   app.require_subcommand(1);
   app.footer(
-      "Exit codes: 0 what had to hold held, 1 it did not, 2 usage, 3 not the kernel --expect "
-      "named,\n4 not root, 5 nothing could be measured, 130 interrupted.");
+      "Exit codes: 0 all checks passed, 1 a check failed, 2 usage, 3 not the kernel --expect "
+      "named,\n"
+      "4 not root, 5 not measured: a method could not be set up, or the machine disturbed every\n"
+      "attempt; 130 interrupted.");
 
-  DemoOptions demo;
-  CommonOptions demo_common;
-  std::string expect;
-  auto* demo_command = app.add_subcommand("demo", "plain close against the library's drain");
-  add_common(*demo_command, demo.spec, demo_common, demo.output);
-  demo_command->add_option("--rtt", demo_common.rtt, "link: RTT in ms[/loss in %], or loopback")
-      ->check(check_link)
-      ->capture_default_str();
-  demo_command->add_option("--expect", expect, "fail with 3 unless the kernel is of this kind")
-      ->check(CLI::IsMember({"supported", "not-in-kernel"}));
+  struct Preset {
+    CLI::App* command;
+    RunOptions options;
+    RunWords words;
+  };
+  std::array<Preset, 3> presets{};
+  auto& [run, demo, soak] = presets;
+  run.command = app.add_subcommand("run", "every method on the same work, in one table");
+  add_run(*run.command, run.options, run.words);
+  demo.command =
+      app.add_subcommand("demo", "run, but only plain close and the library's drain, 20 s");
+  add_demo(*demo.command, demo.options, demo.words);
+  soak.command = app.add_subcommand(
+      "soak", "run, but listen-off in random rounds with churn and faults, to the first loss");
+  add_soak(*soak.command, soak.options, soak.words);
 
-  RunOptions run;
-  run.spec.restarts = 100;
-  CommonOptions run_common;
-  run_common.duration_s = 60;
-  run_common.timeout_s = 30;
-  std::vector<std::string> method_names;
-  std::vector<std::string> link_names{"loopback", "1ms",     "20ms",    "100ms",
-                                      "1ms/1%",   "20ms/1%", "100ms/1%"};
-  auto* run_command = app.add_subcommand("run", "every method on the same work, in one table");
-  run_command->add_option("--method", method_names, "which, separated by commas (default: all)")
-      ->delimiter(',')
-      ->check(check_method);
-  run_command
-      ->add_option("--link", link_names,
-                   "loopback, or RTT in ms and loss in % each way, separated by commas")
-      ->delimiter(',')
-      ->check(check_link)
-      ->capture_default_str();
-  add_common(*run_command, run.spec, run_common, run.output);
-  run_command
-      ->add_option("--connections", run.spec.connections,
-                   "connections of each method, spread over the links, instead of --duration")
-      ->check(CLI::Range(std::uint64_t{1}, std::uint64_t{1} << 40U));
-  bool closed_loop = false;
-  auto* closed = run_command->add_flag("--closed-loop", closed_loop,
-                                       "each client begins anew when its last connection ended");
-  run_command->add_option("--concurrency", run.spec.concurrency, "clients of the closed loop")
-      ->check(CLI::Range(1, 100000))
-      ->needs(closed)
-      ->capture_default_str();
-  run_command
-      ->add_option(
-          "--rounds", run.rounds,
-          "the methods take turns so often on each link, in an order drawn from the seed;\n"
-          "what disturbs the machine for a while then meets all of them")
-      ->check(CLI::Range(1, 1000))
-      ->capture_default_str();
-  run_command->add_option("--svg", run.output.svg, "draw losses and latency into this file");
-  run_command->add_option("--expect", expect, "fail with 3 unless the kernel is of this kind")
-      ->check(CLI::IsMember({"supported", "not-in-kernel"}));
-  SoakOptions soak;
-  soak.spec.rate = 100;
-  soak.spec.timeout_ns = 60 * one_second;
-  double hours = 1;
-  auto* soak_command =
-      app.add_subcommand("soak", "listen-off at random with churn and faults, to the first loss");
-  soak_command->add_option("--hours", hours, "how long; the last round is finished")
-      ->check(CLI::Range(0.0001, 10000.0))
-      ->capture_default_str();
-  soak_command->add_option("--seed", soak.spec.seed, "of the first round; the next has one more")
-      ->capture_default_str();
-  soak_command->add_option("--rate", soak.spec.rate, "connections a second in the open loop")
-      ->check(CLI::Range(1.0, 1e6))
-      ->capture_default_str();
-  soak_command->add_option("--json", soak.output.json, "write every round to this file");
-  SumOptions sum;
-  auto* sum_command = app.add_subcommand("sum", "add up the counts of several runs (JSON files)");
-  sum_command->add_option("--connections", sum.connections, "listen-off must have had so many");
-  sum_command->add_option("--restarts", sum.restarts, "and so many restarts");
-  sum_command->add_option("files", sum.files, "what run --json wrote")->required();
-  WireOptions wire;
-  std::string wire_link;
-  auto* wire_command = app.add_subcommand(
-      "wire",
+  std::vector<std::string> files;
+  std::uint64_t connections = 0;
+  std::uint64_t restarts = 0;
+  auto* sum_command = app.add_subcommand("sum", "add up the counts of several runs");
+  sum_command->add_option("--connections", connections, "listen-off must have had so many");
+  sum_command->add_option("--restarts", restarts, "and so many restarts");
+  sum_command->add_option("files", files, "what run --json wrote")->required();
+
+  std::string json;
+  std::string svg;
+  auto* plot_command = app.add_subcommand("plot", "draw losses and latency of a run, by gnuplot");
+  plot_command->add_option("json", json, "what run --json wrote")->required();
+  plot_command->add_option("svg", svg, "the picture")->required();
+
+  std::string link;
+  std::uint64_t seed = 1;
+  std::vector<std::string> command;
+  auto* link_command = app.add_subcommand(
+      "link",
       "run a command in a namespace of its own, behind a link\n"
       "to another: nsenter --net=$LAB_SERVER_NS starts what $LAB_ADDRESS reaches");
-  wire_command->add_option("--seed", wire.seed, "of the losses")->capture_default_str();
-  wire_command->add_option("link", wire_link, "as in run --link")->required()->check(check_link);
-  wire_command->add_option("command", wire.command, "-- CMD ARG...")->required();
-  auto* methods_command = app.add_subcommand("methods", "list the methods and what each needs");
+  link_command->add_option("--seed", seed, "of the losses")->capture_default_str();
+  link_command->add_option("link", link, "as in run --link")->required()->check(check_link);
+  link_command->add_option("command", command, "-- CMD ARG...")->required();
+  const auto* methods_command =
+      app.add_subcommand("methods", "list the methods and what each needs");
 
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? exit_held : exit_usage;
+    return app.exit(error) == 0 ? exit_passed : exit_usage;
   }
 
   if (methods_command->parsed()) {
     return list_methods();
   }
-  if (wire_command->parsed()) {
-    wire.link = *parse_link(wire_link);
-    return run_wire(wire);
-  }
   if (sum_command->parsed()) {
-    return run_sum(sum);
+    return sum_files(files, connections, restarts);
   }
-  const auto wanted = expect == "supported"       ? Expect::supported
-                      : expect == "not-in-kernel" ? Expect::not_in_kernel
-                                                  : Expect::anything;
+  if (plot_command->parsed()) {
+    return done_or_say(plot(json, svg));
+  }
+  if (link_command->parsed()) {
+    const auto code = run_behind(*parse_link(link), seed, command);
+    return code ? *code : done_or_say(tl::unexpected(code.error()));
+  }
   watch_signals();
-  if (soak_command->parsed()) {
-    soak.output.command.assign(argv, argv + argc);
-    soak.duration_ns = static_cast<std::int64_t>(hours * 3600 * static_cast<double>(one_second));
-    return run_soak(soak);
+  for (auto& preset : presets) {
+    if (preset.command->parsed()) {
+      preset.options.command.assign(argv, argv + argc);
+      return start(preset.options, preset.words);
+    }
   }
-  if (run_command->parsed()) {
-    run.output.command.assign(argv, argv + argc);
-    run.expect = wanted;
-    take_common(run.spec, run_common);
-    if (closed_loop) {
-      run.spec.rate = 0;
-    }
-    for (const auto& name : method_names) {
-      run.methods.push_back(*parse_method(name));
-    }
-    if (run.methods.empty()) {
-      for (const auto& method : methods) {
-        run.methods.push_back(method.method);
-      }
-    }
-    for (const auto& name : link_names) {
-      run.links.push_back(*parse_link(name));
-    }
-    return run_methods(run);
-  }
-  demo.output.command.assign(argv, argv + argc);
-  demo.expect = wanted;
-  demo.spec.link = *parse_link(demo_common.rtt);
-  take_common(demo.spec, demo_common);
-  return run_demo(demo);
+  return exit_usage;
 }

@@ -8,14 +8,14 @@
 
 namespace lab {
 
-/// A way to restart a listener. What the old generation does is in retire.cpp, what happens around
-/// it in stage.cpp, and how a generation comes by its listeners in listeners.cpp.
-enum class Method : std::uint8_t {
+/// A way to restart a listener, the lab's `--method`. What the old generation does is in
+/// server/retire.cpp, what happens around it in server/stage.cpp, and how a generation comes by its
+/// listeners in server/listeners.cpp.
+enum class RestartMethod : std::uint8_t {
   close,
   sweep,
   migrate,
   listen_off,
-  steer,
   fd_pass,
   socket_server,
   qdisc_plug,
@@ -24,7 +24,7 @@ enum class Method : std::uint8_t {
 };
 
 struct MethodInfo {
-  Method method;
+  RestartMethod method;
   std::string_view name;
   std::string_view what;        ///< one line for --help and the README
   std::string_view privileges;  ///< beyond those of a server that opens its own sockets
@@ -32,28 +32,25 @@ struct MethodInfo {
 };
 
 inline constexpr std::array methods{
-    MethodInfo{Method::close, "close", "plain close", "none", 0},
-    MethodInfo{Method::sweep, "sweep", "accept until EAGAIN, then close", "none", 0},
-    MethodInfo{Method::migrate, "migrate", "net.ipv4.tcp_migrate_req=1, then close",
+    MethodInfo{RestartMethod::close, "close", "plain close", "none", 0},
+    MethodInfo{RestartMethod::sweep, "sweep", "accept until EAGAIN, then close", "none", 0},
+    MethodInfo{RestartMethod::migrate, "migrate", "net.ipv4.tcp_migrate_req=1, then close",
                "CAP_NET_ADMIN (sysctl)", 0},
-    MethodInfo{Method::listen_off, "listen-off",
+    MethodInfo{RestartMethod::listen_off, "listen-off",
                "libreuseport's drain: SO_REUSEPORT_LISTEN_OFF, else its fallback", "none", 0},
-    MethodInfo{Method::steer, "steer",
-               "an eBPF program chooses the new listeners; the old ones run empty",
-               "CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON", 0},
-    MethodInfo{Method::fd_pass, "fd-pass",
+    MethodInfo{RestartMethod::fd_pass, "fd-pass",
                "the old process hands its listening sockets over (SCM_RIGHTS)", "none", 0},
-    MethodInfo{Method::socket_server, "socket-server",
+    MethodInfo{RestartMethod::socket_server, "socket-server",
                "a process of its own holds the sockets and starts the servers", "none", 1},
-    MethodInfo{Method::qdisc_plug, "qdisc-plug",
+    MethodInfo{RestartMethod::qdisc_plug, "qdisc-plug",
                "SYNs wait in a plug qdisc while the listeners change", "CAP_NET_ADMIN (tc)", 0},
-    MethodInfo{Method::uds_rename, "uds-rename",
+    MethodInfo{RestartMethod::uds_rename, "uds-rename",
                "haproxy before a Unix socket that an atomic rename replaces", "none", 1},
-    MethodInfo{Method::syncookies, "syncookies", "net.ipv4.tcp_syncookies=2 meanwhile, then close",
-               "CAP_NET_ADMIN (sysctl)", 0},
+    MethodInfo{RestartMethod::syncookies, "syncookies",
+               "net.ipv4.tcp_syncookies=2 meanwhile, then close", "CAP_NET_ADMIN (sysctl)", 0},
 };
 
-inline const MethodInfo& info(Method method) {
+inline const MethodInfo& info(RestartMethod method) {
   for (const auto& entry : methods) {
     if (entry.method == method) {
       return entry;
@@ -63,11 +60,11 @@ inline const MethodInfo& info(Method method) {
 }
 
 /// Do the generations hold the same sockets, rather than each its own?
-constexpr bool shares_sockets(Method method) {
-  return method == Method::fd_pass || method == Method::socket_server;
+constexpr bool shares_sockets(RestartMethod method) {
+  return method == RestartMethod::fd_pass || method == RestartMethod::socket_server;
 }
 
-inline std::optional<Method> parse_method(std::string_view name) {
+inline std::optional<RestartMethod> parse_method(std::string_view name) {
   for (const auto& entry : methods) {
     if (entry.name == name) {
       return entry.method;

@@ -2,22 +2,76 @@
 #include "run.hpp"
 
 #include <fmt/core.h>
+#include <unistd.h>
 
 #include <algorithm>
-#include <map>
+#include <cstdio>
+#include <optional>
 #include <random>
 
-#include "clock.hpp"
-#include "picture.hpp"
-#include "report.hpp"
-#include "terminal.hpp"
+#include <reuseport/probe.hpp>
+
+#include "report/report.hpp"
 
 namespace lab {
 namespace {
 
+KernelAnswer ask_kernel() {
+  const auto result = reuseport::probe();
+  KernelAnswer answer;
+  answer.supported = result.supported();
+  answer.word = reuseport::to_string(result.support);
+  std::replace(answer.word.begin(), answer.word.end(), '_', ' ');
+  if (result.support == reuseport::Support::not_in_kernel) {
+    answer.word = "not in this kernel";
+  } else {
+    answer.in_doubt = !answer.supported;
+  }
+  answer.why = result.why();
+  return answer;
+}
+
+bool is_expected(Expect expect, const KernelAnswer& kernel) {
+  switch (expect) {
+    case Expect::supported: return kernel.supported;
+    case Expect::not_in_kernel: return !kernel.supported && !kernel.in_doubt;
+    case Expect::anything: break;
+  }
+  return true;
+}
+
+/// A line on stderr which is written over while work goes on; silent when stderr is no terminal.
+class ProgressLine {
+ public:
+  explicit ProgressLine(const ExperimentSpec& spec)
+      : spec_(spec), shown_(isatty(STDERR_FILENO) == 1) {}
+  ProgressLine(const ProgressLine&) = delete;
+  ProgressLine& operator=(const ProgressLine&) = delete;
+  ProgressLine(ProgressLine&&) = delete;
+  ProgressLine& operator=(ProgressLine&&) = delete;
+  ~ProgressLine() {
+    if (shown_) {
+      fmt::print(stderr, "\r\033[K");
+    }
+  }
+  void show(const Progress& progress) const {
+    if (shown_) {
+      fmt::print(stderr, "\r\033[K{} on {}: restart {} of {}, {} connections, {} lost",
+                 info(spec_.method).name, spec_.link.name(), progress.restarts, spec_.restarts,
+                 progress.connections, progress.lost);
+      std::fflush(stderr);
+    }
+  }
+
+ private:
+  const ExperimentSpec& spec_;
+  bool shown_;
+};
+
 /// Restarts and connections are totals of a method; each link gets its share, and of that each
 /// round.
-ExperimentSpec share(const RunOptions& options, Method method, std::size_t link, unsigned round) {
+ExperimentSpec share(const RunOptions& options, RestartMethod method, std::size_t link,
+                     unsigned round) {
   auto spec = options.spec;
   const auto links = options.links.size();
   spec.method = method;
@@ -33,127 +87,195 @@ ExperimentSpec share(const RunOptions& options, Method method, std::size_t link,
   return spec;
 }
 
-/// All methods on one link, so often as there are rounds.
-class LinkRun {
- public:
-  LinkRun(const RunOptions& options, std::size_t link)
-      : options_(options), link_(link), order_(options.methods), random_(options.spec.seed) {}
-
-  void run(std::vector<Outcome>& outcomes, std::vector<Unmeasured>& unmeasured) {
-    for (unsigned round = 0; round < options_.rounds; ++round) {
-      if (options_.rounds > 1) {
-        std::shuffle(order_.begin(), order_.end(), random_);
+/// Link by link, and on each the methods take turns.
+std::vector<ExperimentSpec> grid(const RunOptions& options) {
+  std::vector<ExperimentSpec> specs;
+  for (std::size_t link = 0; link < options.links.size(); ++link) {
+    auto order = options.methods;
+    std::mt19937_64 random{options.spec.seed};
+    for (unsigned round = 0; round < options.rounds; ++round) {
+      if (options.rounds > 1) {
+        std::shuffle(order.begin(), order.end(), random);
       }
-      for (const Method method : order_) {
-        const auto spec = share(options_, method, link_, round);
-        if (spec.restarts > 0 && !gaps_.contains(method) && !interrupted()) {
-          measure(spec);
+      for (const RestartMethod method : order) {
+        if (const auto spec = share(options, method, link, round); spec.restarts > 0) {
+          specs.push_back(spec);
         }
       }
     }
-    for (const Method method : options_.methods) {  // as they were named
-      if (const auto found = sums_.find(method); found != sums_.end()) {
-        outcomes.push_back(std::move(found->second));
+  }
+  return specs;
+}
+
+/// One run: experiments, what came of them, and the report.
+class Run {
+ public:
+  Run(const RunOptions& options, KernelAnswer kernel)
+      : options_(options), kernel_(std::move(kernel)) {}
+
+  int all() {
+    if (options_.soak_ns > 0) {
+      soak();
+    } else {
+      for (const auto& spec : grid(options_)) {
+        if (!interrupted() && !has_gap(spec)) {
+          if (auto measured = measure(spec)) {
+            keep(*measured);
+          }
+        }
       }
-      if (const auto gap = gaps_.find(method); gap != gaps_.end()) {
-        unmeasured.push_back({method, options_.links[link_], gap->second});
-      }
+      std::erase_if(measured_, [this](const Measurement& m) { return has_gap(m.spec); });
     }
+    return report();
   }
 
  private:
-  void measure(const ExperimentSpec& spec) {
-    const ProgressLine progress;
-    auto outcome = run_experiment(spec, [&](const Progress& now) { progress.show(spec, now); });
-    progress.clear();
+  [[nodiscard]] bool has_gap(const ExperimentSpec& spec) const {
+    return std::any_of(gaps_.begin(), gaps_.end(), [&](const Gap& gap) {
+      return gap.method == spec.method && gap.link.name() == spec.link.name();
+    });
+  }
+
+  /// One experiment, again while it is disturbed. Nothing: it is a gap now, or was interrupted.
+  std::optional<Measurement> measure(const ExperimentSpec& spec) {
+    Gap gap{spec.method, spec.link, {}, false};
+    for (unsigned attempt = 1; attempt <= options_.attempts && !interrupted(); ++attempt) {
+      auto result = [&] {
+        const ProgressLine line{spec};
+        return run_experiment(spec, [&](const Progress& now) { line.show(now); });
+      }();
+      if (interrupted()) {
+        break;
+      }
+      if (result && result->disturbed.empty()) {
+        return std::move(*result);
+      }
+      gap.disturbed = result.has_value();
+      gap.why = result ? "disturbed: " + result->disturbed : result.error().text;
+      fmt::print(stderr, "{} on {}: not measured: {}{}\n", info(spec.method).name, spec.link.name(),
+                 gap.why, gap.disturbed && attempt < options_.attempts ? "; again" : "");
+      if (!result) {
+        break;
+      }
+    }
+    if (!gap.why.empty()) {
+      gaps_.push_back(std::move(gap));
+    }
+    return std::nullopt;
+  }
+
+  /// The rounds of a method on a link are one row.
+  void keep(const Measurement& round) {
+    fmt::print(stderr, "{} on {}: {} restarts, {} connections, {} lost, {:.0f} s\n",
+               info(round.spec.method).name, round.spec.link.name(), round.restarts,
+               round.load.connections, round.load.lost(), to_seconds(round.elapsed_ns));
+    const auto row = std::find_if(measured_.begin(), measured_.end(), [&](const Measurement& m) {
+      return m.spec.method == round.spec.method && m.spec.link.name() == round.spec.link.name();
+    });
+    if (row == measured_.end()) {
+      measured_.push_back(round);
+    } else {
+      add(*row, round);
+    }
+  }
+
+  /// Rounds until the time is up or something is wrong. One that was disturbed does not count.
+  void soak() {
+    const auto until = now_ns() + options_.soak_ns;
+    LeakWatch leaks;
+    for (auto seed = options_.spec.seed; !interrupted() && now_ns() < until; ++seed) {
+      const auto spec = soak_round(options_.spec, seed);
+      const auto round = measure(spec);
+      if (!round) {
+        if (gaps_.empty() || !gaps_.back().disturbed) {
+          return;
+        }
+        continue;
+      }
+      measured_.push_back(*round);
+      fmt::print(
+          "seed {}: {}, {} listeners, {}{}{}: {} restarts, {} connections, {} lost; {} KB, "
+          "{} descriptors at most\n",
+          seed, spec.link.name(), spec.listeners,
+          spec.rate > 0 ? fmt::format("{:g}/s", spec.rate)
+                        : fmt::format("{} clients", spec.concurrency),
+          spec.churn ? ", churn" : "", spec.faults ? ", faults" : "", round->restarts,
+          round->load.connections, round->load.lost(), round->most_rss_kb, round->most_descriptors);
+      std::fflush(stdout);
+      checks_ = judge(kernel_, {*round}, false);
+      if (auto leak = leaks.after(*round); !leak.empty()) {
+        checks_.push_back({false, leak});
+      }
+      if (std::any_of(checks_.begin(), checks_.end(), [](const Check& c) { return !c.passed; })) {
+        fmt::print("STOPPED; replay: restart-lab soak --seed {} --hours 0.001 --rate {:g}\n", seed,
+                   options_.spec.rate);
+        return;
+      }
+    }
+  }
+
+  int report() {
+    if (options_.soak_ns > 0) {
+      fmt::print("{}\n", describe_soak(measured_));
+    } else if (!measured_.empty()) {
+      fmt::print("\n{}\n{}", describe_load(options_.spec), table(measured_, !options_.brief));
+      if (options_.links.size() > 1) {
+        fmt::print("\nall links together\n{}", table(totals(measured_), !options_.brief));
+      }
+      fmt::print("\n");
+      checks_ = judge(kernel_, measured_, !options_.brief);
+    }
+    for (const auto& check : checks_) {
+      fmt::print("{}: {}\n", check.passed ? "passed" : "FAILED", check.text);
+    }
+    for (const auto& gap : gaps_) {
+      fmt::print("NOT MEASURED: {} on {}: {}\n", info(gap.method).name, gap.link.name(), gap.why);
+    }
+    bool written = true;
+    if (!options_.json.empty()) {
+      const auto text =
+          document(kernel_, options_.command, measured_, gaps_, checks_).dump(2) + "\n";
+      if (auto done = write_file(options_.json, text); !done) {
+        fmt::print(stderr, "restart-lab: {}\n", done.error().text);
+        written = false;
+      }
+    }
     if (interrupted()) {
-      return;
+      return exit_interrupted;
     }
-    const auto name = info(spec.method).name;
-    if (!outcome) {
-      fmt::print(stderr, "{} on {}: not measured: {}\n", name, spec.link.name(),
-                 outcome.error().text);
-      gaps_[spec.method] = outcome.error().text;
-      return;
+    if (std::any_of(checks_.begin(), checks_.end(), [](const Check& c) { return !c.passed; })) {
+      return exit_failed;
     }
-    fmt::print(stderr, "{} on {}: {} restarts, {} connections, {} lost, {:.0f} s\n", name,
-               spec.link.name(), outcome->restarts, outcome->load.connections, outcome->load.lost(),
-               static_cast<double>(outcome->elapsed_ns) / static_cast<double>(one_second));
-    const auto [sum, first] = sums_.try_emplace(spec.method, *outcome);
-    if (!first) {
-      add(sum->second, *outcome);
-    }
+    // A soak goes on after a disturbed round.
+    const bool complete =
+        !measured_.empty() && std::all_of(gaps_.begin(), gaps_.end(), [this](const Gap& gap) {
+          return gap.disturbed && options_.soak_ns > 0;
+        });
+    return complete && written ? exit_passed : exit_not_measured;
   }
 
   const RunOptions& options_;
-  std::size_t link_;
-  std::vector<Method> order_;
-  std::mt19937_64 random_;
-  std::map<Method, Outcome> sums_;
-  std::map<Method, std::string> gaps_;
+  KernelAnswer kernel_;
+  std::vector<Measurement> measured_;
+  std::vector<Gap> gaps_;
+  std::vector<Check> checks_;
 };
-
-bool write_or_say(const std::string& path, const std::string& text) {
-  if (path.empty()) {
-    return true;
-  }
-  auto written = write_file(path, text);
-  if (!written) {
-    fmt::print(stderr, "restart-lab: {}\n", written.error().text);
-  }
-  return written.has_value();
-}
 
 }  // namespace
 
-int run_methods(const RunOptions& options) {
-  const auto kernel = preflight(options.expect);
-  if (!kernel) {
-    return kernel.error();
+int run(const RunOptions& options) {
+  auto kernel = ask_kernel();
+  fmt::print("kernel: SO_REUSEPORT_LISTEN_OFF is {} ({})\n", kernel.word, kernel.why);
+  std::fflush(stdout);
+  if (!is_expected(options.expect, kernel)) {
+    fmt::print(stderr, "restart-lab: this is not the kernel that is wanted: {}\n", kernel.word);
+    return exit_unexpected;
   }
-
-  std::vector<Outcome> outcomes;
-  std::vector<Unmeasured> unmeasured;
-  for (std::size_t link = 0; link < options.links.size() && !interrupted(); ++link) {
-    LinkRun{options, link}.run(outcomes, unmeasured);
+  if (geteuid() != 0) {
+    fmt::print(stderr, "restart-lab: makes network namespaces; run it as root\n");
+    return exit_permission;
   }
-
-  fmt::print("\n{}", table(outcomes, true));
-  if (options.links.size() > 1) {
-    std::vector<Outcome> totals;
-    for (const Method method : options.methods) {
-      auto sum = total(outcomes, method);
-      if (sum.restarts > 0) {
-        totals.push_back(std::move(sum));
-      }
-    }
-    fmt::print("\nall links together\n{}", table(totals, true));
-  }
-  fmt::print("\n");
-  const auto checks = judge(*kernel, outcomes);
-  for (const auto& check : checks) {
-    fmt::print("{}: {}\n", check.held ? "held" : "NOT HELD", check.text);
-  }
-  for (const auto& gap : unmeasured) {
-    fmt::print("NOT MEASURED: {} on {}: {}\n", info(gap.method).name, gap.link.name(), gap.why);
-  }
-
-  const auto json = document(*kernel, options.output.command, outcomes, unmeasured, checks);
-  bool written = write_or_say(options.output.json, json.dump(2) + "\n");
-  if (!options.output.svg.empty()) {
-    auto picture = draw(outcomes);
-    if (!picture) {
-      fmt::print(stderr, "restart-lab: {}\n", picture.error().text);
-    }
-    written = picture && write_or_say(options.output.svg, *picture) && written;
-  }
-  if (interrupted()) {
-    return exit_interrupted;
-  }
-  if (std::any_of(checks.begin(), checks.end(), [](const Check& c) { return !c.held; })) {
-    return exit_not_held;
-  }
-  return unmeasured.empty() && written ? exit_held : exit_not_measured;
+  return Run{options, std::move(kernel)}.all();
 }
 
 }  // namespace lab

@@ -1,49 +1,84 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
-#include "commands.hpp"
 #include "experiment.hpp"
-#include "kernel.hpp"
+#include "process.hpp"
 
 namespace lab {
 
-/// A method on a link that could not be measured here, and why.
-struct Unmeasured {
-  Method method;
-  LinkSpec link;
+/// Exit codes of restart-lab.
+enum ExitCode : int {
+  exit_passed = 0,        ///< all checks passed
+  exit_failed = 1,        ///< measured, and a check failed
+  exit_usage = 2,         ///< wrong command line
+  exit_unexpected = 3,    ///< the kernel is not the one --expect named
+  exit_permission = 4,    ///< not root
+  exit_not_measured = 5,  ///< a method could not be set up, the machine disturbed every attempt, or
+                          ///< a result could not be written
+  exit_interrupted = 130,
+};
+
+/// What the library says about the running kernel.
+struct KernelAnswer {
+  bool supported = false;
+  bool in_doubt = false;  ///< neither supported nor plainly missing: number taken, blocked, error
+  std::string word;       ///< `supported`, `not in this kernel`, ...
   std::string why;
 };
 
-/// What `run` has to show for it: one line for each expectation that was checked.
-struct Check {
-  bool held = false;
-  std::string text;
+enum class Expect : std::uint8_t { anything, supported, not_in_kernel };
+
+/// A series of experiments; `demo` and `soak` are presets of it.
+struct RunOptions {
+  ExperimentSpec spec;  ///< restarts, connections and duration are totals of each method
+  std::vector<RestartMethod> methods;
+  std::vector<LinkSpec> links;
+  unsigned rounds = 1;  ///< on each link the methods take turns so often, each time in a new order
+  unsigned attempts = 3;     ///< of a run that is disturbed
+  bool brief = false;        ///< demo: a short table, and latencies are not judged
+  std::int64_t soak_ns = 0;  ///< soak: not 0; see soak_round()
+  Expect expect = Expect::anything;
+  std::string json;  ///< file, or empty
+  std::vector<std::string> command;
 };
 
-/// Adds one outcome to another of the same method: counts, latency and what was really done.
-void add(Outcome& sum, const Outcome& part);
+/// A method on a link that was not measured, and why, in one line.
+struct Gap {
+  RestartMethod method;
+  LinkSpec link;
+  std::string why;
+  bool disturbed = false;  ///< the machine's fault, rather than the method's or the lab's
+};
 
-/// Adds outcomes of one method up: counts, and latency over all links.
-Outcome total(const std::vector<Outcome>& outcomes, Method method);
+/// Runs all, prints table and checks. @return an ExitCode
+int run(const RunOptions& options);
 
-/// Judges by what was measured, and only on kernels where an expectation applies:
-/// - `close` lost connections, or the work measures nothing;
-/// - `listen-off`, where the option is in the kernel: really drained each time, lost none, nothing
-///   reached a generation after it was settled;
-/// - its time from drain to may close is at most one round trip plus 50 ms on links without loss;
-/// - its p99.9 connect latency is that of any other method or lower: not higher by `latency_slack`
-///   in more rounds than a fair coin would show in `significance` of all runs. Where there are too
-///   few rounds for that, by `latency_slack`. A method that lost a thousandth of its connections
-///   has no p99.9.
-/// The last two in the open loop only: a closed loop saturates the machine, and then times are
-/// those of its run queue.
-std::vector<Check> judge(const KernelAnswer& kernel, const std::vector<Outcome>& outcomes);
+/// A round of the soak: link, load, listeners, restarts and faults at random. All of it follows
+/// from `base` and the seed, so that one number replays it.
+ExperimentSpec soak_round(const ExperimentSpec& base, std::uint64_t seed);
 
-/// Two figures of one run within this factor are equal: scheduling noise of a busy machine.
-inline constexpr double latency_slack = 1.10;
-inline constexpr double significance = 0.01;
+/// Watches over the rounds of a soak for what leaks.
+class LeakWatch {
+ public:
+  LeakWatch() : before_(own_usage()) {}
+  /// What is wrong after a round; empty: nothing.
+  std::string after(const Measurement& round);
+
+ private:
+  unsigned rounds_ = 0;
+  Usage before_;
+  std::int64_t own_kb_ = 0;     ///< after two rounds
+  std::int64_t server_kb_ = 0;  ///< the largest of these
+};
+
+/// Adds up the counts of several runs and judges the sum.
+/// @param files what --json wrote
+/// @param connections,restarts listen-off must have had so many in all
+int sum_files(const std::vector<std::string>& files, std::uint64_t connections,
+              std::uint64_t restarts);
 
 }  // namespace lab

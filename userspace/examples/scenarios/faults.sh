@@ -16,7 +16,7 @@ fault() {
 	esac
 	requests=0 failed=0
 	if [[ -n $link ]]; then
-		SCENARIOS_FAULT=${1//-/_} "$lab" wire "$link" -- "$0"
+		SCENARIOS_FAULT=${1//-/_} "$lab" link "$link" -- "$0"
 	else
 		"fault_${1//-/_}"
 		for process in "${started[@]}"; do stop "$process"; done

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <filesystem>
 #include <fstream>
 #include <limits>
 #include <random>
@@ -12,10 +13,8 @@
 #include <valijson/validation_results.hpp>
 #include <valijson/validator.hpp>
 
-#include "clock.hpp"
-#include "picture.hpp"
-#include "report.hpp"
-#include "run.hpp"
+#include "load/disturbance.hpp"
+#include "report/report.hpp"
 
 namespace lab {
 namespace {
@@ -101,7 +100,68 @@ TEST(LinkSpec, RefusesWhatItDoesNotKnow) {
   }
 }
 
-TEST(Method, NamesAreUniqueAndParse) {
+struct Undisturbed {
+  RunRecord run;
+  LoadResult load;
+  Undisturbed() {
+    run.planned_ns = 10 * one_second;
+    run.elapsed_ns = 11 * one_second;
+    run.before = {0, 5, 1000 * one_second, 100, 10'000};
+    run.after = {10 * one_second, 5, 1000 * one_second + 3 * one_ms, 110, 12'000};
+    for (int i = 0; i < 3000; ++i) {
+      load.late.add(i < 2980 ? one_ms : 300 * one_ms);
+    }
+    load.longest_stall_ns = 300 * one_ms;
+  }
+  [[nodiscard]] std::string why() const { return disturbance(run, load, DisturbanceLimits{}); }
+};
+
+TEST(Disturbance, ABusyMachineThatKeepsUpIsNone) {
+  EXPECT_EQ(Undisturbed{}.why(), "");
+}
+
+TEST(Disturbance, EachSignIsNoticed) {
+  Undisturbed late;
+  for (int i = 0; i < 40; ++i) {
+    late.load.late.add(2 * one_second);
+  }
+  EXPECT_NE(late.why(), "");
+  Undisturbed stall;
+  stall.load.longest_stall_ns = 1001 * one_ms;
+  EXPECT_EQ(stall.why(), "the load generator stood still for 1.0 s");
+  Undisturbed longer;
+  longer.run.elapsed_ns = 22 * one_second;
+  EXPECT_EQ(longer.why(), "the run took 22 s beside its drains instead of 10 s");
+  Undisturbed suspended;
+  suspended.run.after.suspended_ns += one_second;
+  suspended.run.after.wall_ns += one_second;
+  EXPECT_EQ(suspended.why(), "the machine was suspended for 1.0 s");
+  Undisturbed clock;
+  clock.run.after.wall_ns -= 3600 * one_second;
+  EXPECT_EQ(clock.why(), "the clock was set by -3600.0 s");
+  Undisturbed steal;
+  steal.run.after.steal += 400;
+  EXPECT_EQ(steal.why(), "the hypervisor took 20 % of the CPU time");
+}
+
+TEST(Disturbance, ARunWithoutAPlannedDurationIsNeverTooLong) {
+  Undisturbed run;
+  run.run.planned_ns = 0;
+  run.run.elapsed_ns = 1000 * one_second;
+  EXPECT_EQ(run.why(), "");
+}
+
+TEST(Disturbance, TheMachineIsLookedAt) {
+  const auto one = sample_machine();
+  pause_ns(20 * one_ms);
+  const auto two = sample_machine();
+  EXPECT_GT(one.total, 0U);
+  EXPECT_GE(two.total, one.total);
+  EXPECT_GT(two.monotonic_ns, one.monotonic_ns);
+  EXPECT_GT(one.wall_ns, 0);
+}
+
+TEST(RestartMethod, NamesAreUniqueAndParse) {
   for (const auto& method : methods) {
     EXPECT_EQ(parse_method(method.name), method.method);
     EXPECT_EQ(info(method.method).name, method.name);
@@ -109,11 +169,11 @@ TEST(Method, NamesAreUniqueAndParse) {
   EXPECT_FALSE(parse_method("nothing"));
 }
 
-Outcome outcome(Method method, std::uint64_t reset) {
-  Outcome result;
+Measurement outcome(RestartMethod method, std::uint64_t reset) {
+  Measurement result;
   result.spec.method = method;
   result.spec.link = *parse_link("20ms");
-  result.wire = "veth+netem";
+  result.device = "veth";
   result.restarts = result.spec.restarts = 2;
   result.load.connections = 1000;
   result.load.reset = reset;
@@ -122,53 +182,53 @@ Outcome outcome(Method method, std::uint64_t reset) {
   result.load.first_byte.add(40 * one_ms);
   result.p999.push_back(reset > 1 ? lost_too_many : 20 * one_ms);
   result.may_close.add(21 * one_ms);
-  result.really[method == Method::listen_off ? "drained" : "closed"] = 2;
+  result.outcomes[method == RestartMethod::listen_off ? "drained" : "closed"] = 2;
   return result;
 }
 
 const KernelAnswer patched{true, false, "supported", "the kernel has it"};
 const KernelAnswer stock{false, false, "not in this kernel", "it lacks it"};
 
-bool all_held(const std::vector<Check>& checks) {
+bool all_passed(const std::vector<Check>& checks) {
   return !checks.empty() &&
-         std::all_of(checks.begin(), checks.end(), [](const Check& c) { return c.held; });
+         std::all_of(checks.begin(), checks.end(), [](const Check& c) { return c.passed; });
 }
 
 TEST(Judge, HoldsWhereCloseLosesAndDrainDoesNot) {
-  EXPECT_TRUE(
-      all_held(judge(patched, {outcome(Method::close, 9), outcome(Method::listen_off, 0)})));
+  EXPECT_TRUE(all_passed(judge(
+      patched, {outcome(RestartMethod::close, 9), outcome(RestartMethod::listen_off, 0)}, true)));
 }
 
 TEST(Judge, FailsOnAnyLoss) {
-  EXPECT_FALSE(
-      all_held(judge(patched, {outcome(Method::close, 9), outcome(Method::listen_off, 1)})));
+  EXPECT_FALSE(all_passed(judge(
+      patched, {outcome(RestartMethod::close, 9), outcome(RestartMethod::listen_off, 1)}, true)));
 }
 
 TEST(Judge, FailsWhereCloseLosesNothing) {
-  EXPECT_FALSE(
-      all_held(judge(patched, {outcome(Method::close, 0), outcome(Method::listen_off, 0)})));
+  EXPECT_FALSE(all_passed(judge(
+      patched, {outcome(RestartMethod::close, 0), outcome(RestartMethod::listen_off, 0)}, true)));
 }
 
 TEST(Judge, FailsOnWrongGeneration) {
-  auto drained = outcome(Method::listen_off, 0);
+  auto drained = outcome(RestartMethod::listen_off, 0);
   drained.load.wrong_generation = 1;
-  EXPECT_FALSE(all_held(judge(patched, {outcome(Method::close, 9), drained})));
+  EXPECT_FALSE(all_passed(judge(patched, {outcome(RestartMethod::close, 9), drained}, true)));
 }
 
 TEST(Judge, FailsOnASlowDrain) {
-  auto drained = outcome(Method::listen_off, 0);
+  auto drained = outcome(RestartMethod::listen_off, 0);
   drained.may_close.add(71 * one_ms);
-  EXPECT_FALSE(all_held(judge(patched, {outcome(Method::close, 9), drained})));
+  EXPECT_FALSE(all_passed(judge(patched, {outcome(RestartMethod::close, 9), drained}, true)));
 }
 
 TEST(Judge, FailsOnAFallbackThePatchedKernelDoesNotNeed) {
-  auto drained = outcome(Method::listen_off, 0);
-  drained.really = {{"drained", 1}, {"swept and closed", 1}};
-  EXPECT_FALSE(all_held(judge(patched, {outcome(Method::close, 9), drained})));
+  auto drained = outcome(RestartMethod::listen_off, 0);
+  drained.outcomes = {{"drained", 1}, {"swept and closed", 1}};
+  EXPECT_FALSE(all_passed(judge(patched, {outcome(RestartMethod::close, 9), drained}, true)));
 }
 
-Outcome faster_than_listen_off(std::uint64_t reset) {
-  auto result = outcome(Method::sweep, reset);
+Measurement faster_than_listen_off(std::uint64_t reset) {
+  auto result = outcome(RestartMethod::sweep, reset);
   result.load.connect = {};
   result.load.connect.add(15 * one_ms);
   return result;
@@ -176,48 +236,54 @@ Outcome faster_than_listen_off(std::uint64_t reset) {
 
 TEST(Judge, FailsWhereAnotherMethodIsFaster) {
   const auto faster = faster_than_listen_off(0);
-  EXPECT_FALSE(all_held(
-      judge(patched, {outcome(Method::close, 9), outcome(Method::listen_off, 0), faster})));
+  EXPECT_FALSE(all_passed(judge(
+      patched, {outcome(RestartMethod::close, 9), outcome(RestartMethod::listen_off, 0), faster},
+      true)));
 }
 
-Outcome with_rounds(Method method, std::uint64_t reset, const std::vector<std::int64_t>& p999) {
+Measurement with_rounds(RestartMethod method, std::uint64_t reset,
+                        const std::vector<std::int64_t>& p999) {
   auto result = outcome(method, reset);
   result.p999 = p999;
   return result;
 }
 
 TEST(Judge, RoundsTellChanceFromADifference) {
-  const auto close = outcome(Method::close, 9);
-  const auto own = with_rounds(Method::listen_off, 0, std::vector<std::int64_t>(10, 20));
+  const auto close = outcome(RestartMethod::close, 9);
+  const auto own = with_rounds(RestartMethod::listen_off, 0, std::vector<std::int64_t>(10, 20));
   auto rival = std::vector<std::int64_t>(10, 19);  // within a tenth
-  EXPECT_TRUE(all_held(judge(patched, {close, own, with_rounds(Method::sweep, 0, rival)})));
+  EXPECT_TRUE(
+      all_passed(judge(patched, {close, own, with_rounds(RestartMethod::sweep, 0, rival)}, true)));
   rival.assign(10, 17);
-  EXPECT_FALSE(all_held(judge(patched, {close, own, with_rounds(Method::sweep, 0, rival)})));
+  EXPECT_FALSE(
+      all_passed(judge(patched, {close, own, with_rounds(RestartMethod::sweep, 0, rival)}, true)));
   std::fill_n(rival.begin(), 4, 21);
-  EXPECT_TRUE(all_held(judge(patched, {close, own, with_rounds(Method::sweep, 0, rival)})));
+  EXPECT_TRUE(
+      all_passed(judge(patched, {close, own, with_rounds(RestartMethod::sweep, 0, rival)}, true)));
 }
 
 TEST(Judge, AMethodThatLosesHasNoTailToCompare) {
   const auto faster = faster_than_listen_off(9);
-  EXPECT_TRUE(all_held(
-      judge(patched, {outcome(Method::close, 9), outcome(Method::listen_off, 0), faster})));
+  EXPECT_TRUE(all_passed(judge(
+      patched, {outcome(RestartMethod::close, 9), outcome(RestartMethod::listen_off, 0), faster},
+      true)));
 }
 
 TEST(Judge, AStockKernelMustReportItsFallback) {
-  auto fallback = outcome(Method::listen_off, 3);
-  EXPECT_FALSE(all_held(judge(stock, {outcome(Method::close, 9), fallback})));
-  fallback.really = {{"swept and closed", 2}};
-  EXPECT_TRUE(all_held(judge(stock, {outcome(Method::close, 9), fallback})));
+  auto fallback = outcome(RestartMethod::listen_off, 3);
+  EXPECT_FALSE(all_passed(judge(stock, {outcome(RestartMethod::close, 9), fallback}, true)));
+  fallback.outcomes = {{"swept and closed", 2}};
+  EXPECT_TRUE(all_passed(judge(stock, {outcome(RestartMethod::close, 9), fallback}, true)));
 }
 
 TEST(Total, AddsTheLinksOfOneMethod) {
-  const auto sum =
-      total({outcome(Method::close, 9), outcome(Method::close, 4), outcome(Method::sweep, 1)},
-            Method::close);
+  const auto sum = total({outcome(RestartMethod::close, 9), outcome(RestartMethod::close, 4),
+                          outcome(RestartMethod::sweep, 1)},
+                         RestartMethod::close);
   EXPECT_EQ(sum.load.connections, 2000U);
   EXPECT_EQ(sum.load.lost(), 13U);
   EXPECT_EQ(sum.restarts, 4U);
-  EXPECT_EQ(sum.really.at("closed"), 4U);
+  EXPECT_EQ(sum.outcomes.at("closed"), 4U);
 }
 
 /// One line each, "" when the document follows schema.json.
@@ -239,8 +305,9 @@ std::string violations(const nlohmann::json& document) {
 
 nlohmann::json sample() {
   return document(patched, {"restart-lab", "run"},
-                  {outcome(Method::close, 9), outcome(Method::listen_off, 0)},
-                  {{Method::steer, *parse_link("20ms"), "no BTF"}}, {{true, "close lost 9"}});
+                  {outcome(RestartMethod::close, 9), outcome(RestartMethod::listen_off, 0)},
+                  {{RestartMethod::migrate, *parse_link("20ms"), "no sysctl", false}},
+                  {{true, "close lost 9"}});
 }
 
 TEST(Json, FollowsItsSchema) {
@@ -248,7 +315,7 @@ TEST(Json, FollowsItsSchema) {
 }
 
 TEST(Json, ClosedLoopFollowsItsSchema) {
-  auto closed = outcome(Method::close, 1);
+  auto closed = outcome(RestartMethod::close, 1);
   closed.spec.rate = 0;
   const auto json = document(stock, {"restart-lab"}, {closed}, {}, {});
   EXPECT_EQ(violations(json), "");
@@ -271,18 +338,31 @@ TEST(Json, TheSchemaNoticesWhatIsWrong) {
 }
 
 TEST(Table, HasARowForEachOutcome) {
-  const auto text = table({outcome(Method::close, 9), outcome(Method::listen_off, 0)}, true);
+  const auto text =
+      table({outcome(RestartMethod::close, 9), outcome(RestartMethod::listen_off, 0)}, true);
   EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 3);
   EXPECT_NE(text.find("listen-off"), std::string::npos);
   EXPECT_NE(text.find("drained 2x"), std::string::npos);
 }
 
-TEST(Picture, IsAnSvgAndNeedsSomethingMeasured) {
-  const auto svg = draw({outcome(Method::close, 9), outcome(Method::listen_off, 0)});
-  ASSERT_TRUE(svg);
-  EXPECT_NE(svg->find("<svg"), std::string::npos);
-  EXPECT_NE(svg->find("</svg>"), std::string::npos);
-  EXPECT_FALSE(draw({}));
+TEST(Plot, IsAnSvgWithTextAsText) {
+  const auto name = (std::filesystem::temp_directory_path() / "lab_test-plot").string();
+  ASSERT_TRUE(write_file(name + ".json", sample().dump()));
+  const auto drawn = plot(name + ".json", name + ".svg");
+  ASSERT_TRUE(drawn) << drawn.error().text;
+  std::ifstream file{name + ".svg"};
+  const std::string svg{std::istreambuf_iterator<char>{file}, {}};
+  EXPECT_NE(svg.find("<svg"), std::string::npos);
+  EXPECT_NE(svg.find("listen-off"), std::string::npos);
+  EXPECT_NE(svg.find("9 lost"), std::string::npos);
+  EXPECT_NE(svg.find("</svg>"), std::string::npos);
+  std::filesystem::remove(name + ".json");
+  std::filesystem::remove(name + ".svg");
+}
+
+TEST(Plot, NeedsWhatRunWrote) {
+  EXPECT_FALSE(plot("/nonexistent", "/nonexistent.svg"));
+  EXPECT_FALSE(plot("/dev/null", "/nonexistent.svg"));
 }
 
 TEST(WriteFile, LeavesNothingBehindWhereItCannotWrite) {

@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <sys/socket.h>
+
+#include <array>
+#include <cerrno>
+#include <csignal>
+#include <random>
+
+#include <reuseport/listener.hpp>
+
+#include "server/control.hpp"
+#include "server/listeners.hpp"
+#include "server/server.hpp"
+
+namespace lab {
+namespace {
+
+constexpr std::size_t members = 6;
+/// The kernel promises *settled* a grace period after the last change in a group, whoever makes it:
+/// changes without a pause would keep a drain waiting for as long as they go on.
+constexpr std::int64_t busy_for = one_second;
+constexpr std::int64_t pause_for = one_second;  // several grace periods of an emulated debug kernel
+
+class Churn {
+ public:
+  explicit Churn(const ServerOptions& options)
+      : options_(options), control_(Fd{options.control_fd}), random_(options.generation) {}
+
+  Result<void> run() {
+    auto ready = control_.send({{"event", "ready"}});
+    auto pause_at = now_ns() + busy_for;
+    while (ready) {
+      // Modes change in bursts, so that asking for orders does not slow the churn down.
+      for (int i = 0; i < 64; ++i) {
+        if (auto done = change(sockets_.at(random_() % members)); !done) {
+          return done;
+        }
+      }
+      const bool pause = now_ns() >= pause_at;
+      auto order = control_.receive(now_ns() + (pause ? pause_for : 0));
+      if (pause) {
+        pause_at = now_ns() + busy_for;
+      }
+      if (!order) {
+        return {};  // the lab is gone
+      }
+      if (*order) {
+        for (auto& socket : sockets_) {
+          leave(socket);
+        }
+        const auto usage = own_usage();
+        return control_.send({{"event", "bye"},
+                              {"accepted", accepted_},
+                              {"changes", changes_},
+                              {"descriptors", usage.descriptors},
+                              {"rss_kb", usage.rss_kb}});
+      }
+    }
+    return ready;
+  }
+
+ private:
+  Result<void> change(Fd& socket) {
+    ++changes_;
+    const auto dice = random_() % 8;
+    if (!socket) {
+      auto options = options_;
+      options.listeners = 1;
+      options.mode = dice % 2 == 0 ? reuseport::Mode::off : reuseport::Mode::standby;
+      auto fds = open_listeners(options);
+      if (!fds) {
+        return tl::unexpected(fds.error());
+      }
+      socket = std::move(fds->front());
+      return {};
+    }
+    if (dice == 0) {
+      leave(socket);
+      return {};
+    }
+    const auto mode = dice % 2 == 0 ? reuseport::Mode::off : reuseport::Mode::standby;
+    if (auto set = reuseport::Listener{socket.get()}.set_mode(mode); !set) {
+      return error(set.error().message());
+    }
+    return {};
+  }
+
+  /// Counts what came, although nothing should.
+  void leave(Fd& socket) {
+    if (!socket) {
+      return;
+    }
+    while (Fd{accept4(socket.get(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC)}) {
+      ++accepted_;
+    }
+    socket.reset();
+  }
+
+  ServerOptions options_;
+  Control control_;
+  std::mt19937_64 random_;
+  std::array<Fd, members> sockets_;
+  std::uint64_t accepted_ = 0;
+  std::uint64_t changes_ = 0;
+};
+
+}  // namespace
+
+int run_churn(const ServerOptions& options) {
+  std::signal(SIGINT, SIG_IGN);
+  Churn churn{options};
+  return churn.run() ? 0 : 1;
+}
+
+}  // namespace lab

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base.hpp"
+#include "process.hpp"
+#include "server/server.hpp"
+
+namespace lab {
+
+/// One end of a SOCK_SEQPACKET pair between the lab and a server process: one JSON object a
+/// message, with file descriptors where a method hands sockets over (SCM_RIGHTS, unix(7)).
+///
+/// Lab to server:   {"do": "drain"}
+/// Server to lab:   {"event": "ready"} · {"event": "cut-over", "at": ns}
+///                  {"event": "may-close", "at": ns, "outcome": text, ...} · {"event": "failed",
+///                  "why": text}
+///                  {"event": "bye", "accepted": n, "answered": n}
+class Control {
+ public:
+  struct Pair;
+  struct Message {
+    nlohmann::json json;
+    std::vector<Fd> fds;
+  };
+
+  Control() = default;
+  explicit Control(Fd fd) : fd_(std::move(fd)) {}
+  static Result<Pair> pair();
+
+  [[nodiscard]] int fd() const { return fd_.get(); }
+  [[nodiscard]] Result<void> send(const nlohmann::json& json,
+                                  const std::vector<int>& fds = {}) const;
+  /// The next message; nothing when none came by `deadline_ns` (CLOCK_MONOTONIC); an error when the
+  /// other end is gone.
+  [[nodiscard]] Result<std::optional<Message>> receive(std::int64_t deadline_ns) const;
+
+ private:
+  Fd fd_;
+};
+
+struct Control::Pair {
+  Control lab;
+  Fd server;  ///< for the child, not close-on-exec there
+};
+
+/// The command line of a server process.
+std::vector<std::string> server_arguments(const ServerOptions& options);
+
+/// A server process as the lab holds it. Destroying it kills the process if it is still there.
+class Generation {
+ public:
+  /// Starts this program anew (exec) as a server in the network namespace `ns`; returns at once.
+  /// @param role the hidden subcommand: `server` or `churn`
+  static Result<Generation> spawn(ServerOptions options, int ns, const char* role = "server");
+  /// One that a socket server started; its process is a child of that.
+  Generation(std::uint32_t number, Control control)
+      : number_(number), control_(std::move(control)) {}
+
+  [[nodiscard]] std::uint32_t number() const { return number_; }
+  [[nodiscard]] Result<void> tell(const nlohmann::json& message,
+                                  const std::vector<int>& fds = {}) const {
+    return control_.send(message, fds);
+  }
+  /// The next event of the server, or nothing by the deadline. {"event": "failed"} is an error.
+  [[nodiscard]] Result<std::optional<Control::Message>> event(std::int64_t deadline_ns) const;
+  /// Waits until it listens.
+  Result<void> wait_ready(std::int64_t bound_ns);
+
+  [[nodiscard]] pid_t pid() const { return child_.pid(); }
+  /// True once the process has ended and was reaped.
+  bool gone() { return child_.gone(); }
+  /// It said its last word: nothing more is read from it.
+  void said_bye() { done_ = true; }
+  [[nodiscard]] bool done() const { return done_; }
+
+ private:
+  Child child_;
+  std::uint32_t number_ = 0;
+  Control control_;
+  bool done_ = false;
+};
+
+}  // namespace lab

@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include <reuseport/listener.hpp>
+
+#include "method.hpp"
+
+namespace lab {
+
+struct ServerOptions {
+  RestartMethod method = RestartMethod::close;
+  std::uint32_t generation = 0;
+  std::string address;  ///< IPv4, dotted
+  std::uint16_t port = 0;
+  int listeners = 4;
+  int backlog = 4096;
+  reuseport::Mode mode = reuseport::Mode::on;  ///< set before bind(); needs the option if not on
+  std::string unix_path;                       ///< uds-rename: the path the proxy connects to
+  int control_fd = -1;                         ///< see Control
+};
+
+/// One generation of the server: a process of its own, started with exec. Gets its listeners, says
+/// it is ready, answers every Request with a Reply, and once told to drain, lets its listeners go
+/// by the method, finishes the connections it accepted and returns.
+/// @return the exit code of the process.
+int run_server(const ServerOptions& options);
+
+/// A process of its own that never wants a connection, beside the server under test: as fast as it
+/// can, sockets of the same address join the group OFF or STANDBY, switch between the two, and
+/// leave. Until the lab goes away or says {"do": "drain"}; then it answers {"event": "bye",
+/// "accepted": n, "changes": n}, where anything but 0 accepted is the kernel's mistake: an ON
+/// member was there at every instant. Needs the option. @return the exit code of the process.
+int run_churn(const ServerOptions& options);
+
+/// The process that owns the sockets (method socket-server): opens them, then starts a server for
+/// each {"do": "start", "arguments": [...]} that comes with the server's control descriptor, with
+/// the sockets as LISTEN_FDS. Ends when the lab does. @return the exit code of the process.
+int run_socket_server(const ServerOptions& options);
+
+}  // namespace lab
