@@ -6,16 +6,14 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
-#include <charconv>
 #include <csignal>
-#include <cstring>
 #include <iterator>
 #include <map>
 
+#include "host/steer.hpp"
 #include "mode.hpp"
 #include "probe.hpp"
 #include "reuseport/probe.hpp"
-#include "host/steer.hpp"
 
 namespace reuseport::ctl {
 
@@ -118,10 +116,6 @@ Outcome<Look> look_at(std::vector<Target>& targets, const Modes& modes, DrainRes
     result.queued += d.queued;
   }
   return seen;
-}
-
-std::chrono::milliseconds since(Clock::time_point start) {
-  return std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - start);
 }
 
 /// Without counts, by address: does every target have a listener beside it?
@@ -228,29 +222,6 @@ const char* to_string(Method method) {
   return "close";
 }
 
-std::optional<int> parse_signal(std::string_view text) {
-  int number = 0;
-  const auto [stop, ec] = std::from_chars(text.data(), text.data() + text.size(), number);
-  if (ec == std::errc{} && stop == text.data() + text.size()) {
-    return number > 0 && number <= SIGRTMAX ? std::optional(number) : std::nullopt;
-  }
-  if (text.starts_with("SIG")) {
-    text.remove_prefix(3);
-  }
-  for (int s = 1; s < NSIG; s++) {
-    const char* name = ::sigabbrev_np(s);
-    if (name != nullptr && text == name) {
-      return s;
-    }
-  }
-  return std::nullopt;
-}
-
-std::string signal_name(int signum) {
-  const char* name = ::sigabbrev_np(signum);
-  return name != nullptr ? std::string("SIG") + name : fmt::format("signal {}", signum);
-}
-
 std::string DrainResult::left() const {
   return fmt::format("{} half-open request{} and {} queued", handshakes, handshakes == 1 ? "" : "s",
                      queued);
@@ -330,26 +301,20 @@ Done finish(DrainContext& context, DrainResult& result) {
   if (!context.options.signal) {
     return {};
   }
-  const auto main = Process::open(*context.options.selection.pid);
-  if (!main) {
-    if (main.error().errnum == ESRCH) {
-      result.ended = true;
-      return {};
-    }
-    return failed(main.error());
-  }
-  if (const auto ok = main->signal(*context.options.signal); !ok && ok.error().errnum != ESRCH) {
+  const Process& server = context.server;
+  const auto ok = server.signal(*context.options.signal);
+  if (!ok && ok.error().errnum != ESRCH) {
     return failed(ok.error());
   }
-  result.signalled = true;
+  result.signalled = ok.has_value();
   if (!context.options.wait) {
-    result.ended = main->ended();
+    result.ended = server.ended();
     return {};
   }
-  while (!main->ended()) {
+  while (!server.ended()) {
     if (Clock::now() >= context.deadline) {
       Failure failure(Exit::deadline,
-                      fmt::format("process {} has not ended after {}", main->pid(),
+                      fmt::format("process {} has not ended after {}", server.pid(),
                                   signal_name(*context.options.signal)),
                       result.drained ? "its listeners are drained and get nothing new" : "");
       failure.detail = result.json();
@@ -448,21 +413,24 @@ Outcome<DrainResult> drain_by_option(DrainContext& context) {
   return result;
 }
 
-Outcome<DrainResult> drain(const DrainOptions& options, Waiter& waiter, const Output& out) {
+Outcome<DrainResult> drain(const DrainOptions& options, const Process& server, Waiter& waiter,
+                           const Output& out) {
   const auto start = Clock::now();
-  const auto deadline = start + options.timeout;
+  const auto deadline = after(options.timeout);
   std::string reason;
   auto method = choose_method(options, reason);
   if (!method) {
     return tl::unexpected(method.error());
   }
 
+  Selection selection = options.selection;
+  selection.pid = server.pid();
   for (;;) {
-    const auto view = look(options.selection);
+    const auto view = look(selection, &server);
     if (!view) {
       return tl::unexpected(view.error());
     }
-    auto targets = take_selected(options.selection, *view);
+    auto targets = take_selected(selection, *view);
     if (!targets) {
       return tl::unexpected(targets.error());
     }
@@ -485,7 +453,7 @@ Outcome<DrainResult> drain(const DrainOptions& options, Waiter& waiter, const Ou
         continue;
       }
     }
-    DrainContext context{options, *view, *targets, waiter, out, start, deadline};
+    DrainContext context{options, server, *view, *targets, waiter, out, start, deadline};
     if (options.dry_run) {
       return dry_run(context, *method, reason);
     }
@@ -511,12 +479,16 @@ Outcome<DrainResult> drain(const DrainOptions& options, Waiter& waiter, const Ou
 }
 
 Done drain_command(const DrainOptions& options, const Output& out) {
-  auto signals = Signals::open({SIGINT, SIGTERM});
+  const auto server = Process::open(*options.selection.pid);
+  if (!server) {
+    return failed(server.error());
+  }
+  auto signals = Signals::open({SIGINT, SIGTERM, SIGHUP, SIGQUIT});
   if (!signals) {
     return tl::unexpected(signals.error());
   }
   SignalWaiter waiter(*signals);
-  const auto result = drain(options, waiter, out);
+  const auto result = drain(options, *server, waiter, out);
   if (!result) {
     return tl::unexpected(result.error());
   }

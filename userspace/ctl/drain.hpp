@@ -37,7 +37,7 @@ enum class AtDeadline : std::uint8_t {
 };
 
 struct DrainOptions {
-  Selection selection;  ///< with a pid
+  Selection selection;  ///< further narrows; its pid is the server's
   Method method = Method::automatic;
   std::chrono::milliseconds timeout{30'000};
   std::optional<int> signal;
@@ -80,8 +80,9 @@ struct DrainResult {
 
 /// Does it. On failure everything has the mode it had before, except at the deadline (exit 6),
 /// where DrainOptions::at_deadline says.
-[[nodiscard]] Outcome<DrainResult> drain(const DrainOptions& options, Waiter& waiter,
-                                         const Output& out);
+/// @param server  the old process: held since it was chosen, so no other can take its number
+[[nodiscard]] Outcome<DrainResult> drain(const DrainOptions& options, const Process& server,
+                                         Waiter& waiter, const Output& out);
 
 /// The command: drain() until SIGINT or SIGTERM, and print the result.
 [[nodiscard]] Done drain_command(const DrainOptions& options, const Output& out);
@@ -90,14 +91,11 @@ struct DrainResult {
 /// Exit::unsupported, Exit::permission: the one asked for does not work.
 [[nodiscard]] Outcome<Method> choose_method(const DrainOptions& options, std::string& reason);
 
-/// "TERM", "SIGTERM" or "15".
-[[nodiscard]] std::optional<int> parse_signal(std::string_view text);
-[[nodiscard]] std::string signal_name(int signum);
-
 // --- for the parts of drain() ---
 
 struct DrainContext {
   const DrainOptions& options;
+  const Process& server;
   const View& view;
   std::vector<Target>& targets;
   Waiter& waiter;

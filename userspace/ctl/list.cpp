@@ -10,6 +10,7 @@
 #include <iterator>
 
 #include "host/steer.hpp"
+#include "text.hpp"
 
 namespace reuseport::ctl {
 
@@ -117,10 +118,8 @@ std::string command_line(pid_t pid) {
   while (!out.empty() && out.back() == '\0') {
     out.pop_back();
   }
-  for (char& c : out) {
-    c = c == '\0' ? ' ' : static_cast<unsigned char>(c) < ' ' || c == '\x7f' ? '?' : c;
-  }
-  return out;
+  std::replace(out.begin(), out.end(), '\0', ' ');
+  return visible(out);
 }
 
 /// What `show` adds to `list`; parts that this user may not see are null.
@@ -213,7 +212,8 @@ void tell_missing(const View& view, const Output& out) {
 
 const std::string& Names::of(pid_t pid) {
   const auto it = names_.find(pid);
-  return it != names_.end() ? it->second : names_.emplace(pid, command_name(pid)).first->second;
+  return it != names_.end() ? it->second
+                            : names_.emplace(pid, visible(command_name(pid))).first->second;
 }
 
 json to_json(const DiagSocket& s, const View& view, Names& names) {
@@ -312,7 +312,7 @@ Done watch(const Selection& selection, const WatchOptions& options, const Output
   for (unsigned shown = 0; options.count == 0 || shown < options.count; shown++) {
     if (shown > 0) {
       const auto got = signals->wait(options.interval);
-      if (got && *got != SIGWINCH) {
+      if (got && got->number != SIGWINCH) {
         return {};  // how a watch is meant to end
       }
     }

@@ -8,10 +8,12 @@
 #include <algorithm>
 #include <charconv>
 #include <limits>
+#include <sstream>
 #include <string>
 #include <string_view>
 
 #include "drain.hpp"
+#include "limits.hpp"
 #include "list.hpp"
 #include "mode.hpp"
 #include "output.hpp"
@@ -235,14 +237,26 @@ bool wants_json(int argc, char** argv) {
   return false;
 }
 
+/// A result that nobody could read is no success.
+int finish(int code, const Output& out) {
+  const auto lost = Output::lost();
+  if (!lost || code != 0) {
+    return code;
+  }
+  out.note(lost->line());
+  return static_cast<int>(Exit::error);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) try {
+  fill_standard_descriptors();
   // What is freed is kept for the next use: with many sockets, giving pages back and faulting them
   // in again was a third of the work.
   (void)::mallopt(M_MMAP_MAX, 0);
   (void)::mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max());
   libbpf_set_print(nullptr);
+  raise_open_files();
   CLI::App app("Switch SO_REUSEPORT listeners off, and restart servers without losing connections.",
                "reuseportctl");
   Arguments arguments;
@@ -252,7 +266,10 @@ int main(int argc, char** argv) try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {
     if (e.get_exit_code() == 0) {
-      return app.exit(e);  // --help, --version
+      std::ostringstream text;  // --help, --version
+      app.exit(e, text, text);
+      arguments.out.text(text.str());
+      return finish(0, arguments.out);
     }
     arguments.out.json = wants_json(argc, argv);
     // CLI11 asks for a command before it mentions one that does not exist
@@ -268,8 +285,9 @@ int main(int argc, char** argv) try {
     arguments.out.failure(result.error());
     return static_cast<int>(result.error().exit);
   }
-  return *result;
+  // what restart writes is a log: its exit code is the server's
+  return app.got_subcommand("restart") ? *result : finish(*result, arguments.out);
 } catch (const std::exception& e) {
-  fmt::print(stderr, "reuseportctl: {}\n", e.what());
+  Output().note(e.what());
   return static_cast<int>(reuseport::ctl::Exit::error);
 }

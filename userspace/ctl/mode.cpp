@@ -8,6 +8,7 @@
 #include <map>
 
 #include "reuseport/probe.hpp"
+#include "text.hpp"
 
 namespace reuseport::ctl {
 
@@ -32,7 +33,7 @@ Done refuse_shared(const std::vector<Target>& targets, const View& view) {
     }
     std::string who;
     for (const pid_t pid : others) {
-      who += fmt::format("{}{} ({})", who.empty() ? "" : ", ", pid, command_name(pid));
+      who += fmt::format("{}{} ({})", who.empty() ? "" : ", ", pid, visible(command_name(pid)));
     }
     Failure failure(
         Exit::shared,

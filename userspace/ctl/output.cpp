@@ -1,40 +1,58 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "output.hpp"
 
-#include <fmt/format.h>
+#include <fcntl.h>
 #include <unistd.h>
 
-#include <cstdio>
+#include <cerrno>
+
+#include "text.hpp"
 
 namespace reuseport::ctl {
 
 namespace {
 
-constexpr const char* name = "reuseportctl";
+constexpr std::string_view name = "reuseportctl: ";
+
+int stdout_error = 0;
 
 bool terminal() {
   static const bool is = ::isatty(STDERR_FILENO) == 1;
   return is;
 }
 
+/// 0, or the errno of what could not be written.
+int write_all(int fd, std::string_view text) {
+  while (!text.empty()) {
+    const ssize_t n = ::write(fd, text.data(), text.size());
+    if (n < 0 && errno != EINTR) {
+      return errno;
+    }
+    text.remove_prefix(n > 0 ? static_cast<std::size_t>(n) : 0);
+  }
+  return 0;
+}
+
+void say(std::string_view before, std::string_view line, std::string_view after) {
+  std::string all(before);
+  all.append(name).append(visible(line)).append(after);
+  static_cast<void>(write_all(STDERR_FILENO, all));  // there is nobody to tell
+}
+
 }  // namespace
 
 void Output::document(const nlohmann::json& value) const {
-  // names of commands may be any bytes: what is no UTF-8 is replaced
-  fmt::print("{}\n",
-             value.dump(pretty ? 2 : -1, ' ', false, nlohmann::json::error_handler_t::replace));
-  std::fflush(stdout);
+  text(value.dump(pretty ? 2 : -1, ' ', true, nlohmann::json::error_handler_t::replace) + "\n");
 }
 
 // NOLINTNEXTLINE(readability-convert-member-functions-to-static): the pair of document()
 void Output::text(std::string_view text) const {
-  std::fwrite(text.data(), 1, text.size(), stdout);
-  std::fflush(stdout);
+  const int error = write_all(STDOUT_FILENO, text);
+  stdout_error = stdout_error != 0 ? stdout_error : error;
 }
 
 void Output::failure(const Failure& failure) const {
-  end_progress();
-  fmt::print(stderr, "{}: {}\n", name, failure.line());
+  note(failure.line());
   if (json) {
     document(failure.json());
   }
@@ -42,21 +60,35 @@ void Output::failure(const Failure& failure) const {
 
 void Output::progress(std::string_view line) const {
   if (!quiet && terminal()) {
-    fmt::print(stderr, "\r{}: {}\x1b[K", name, line);
-    std::fflush(stderr);
+    say("\r", line, "\x1b[K");
   }
 }
 
 void Output::end_progress() const {
   if (!quiet && terminal()) {
-    fmt::print(stderr, "\r\x1b[K");
-    std::fflush(stderr);
+    static_cast<void>(write_all(STDERR_FILENO, "\r\x1b[K"));
   }
 }
 
 void Output::note(std::string_view line) const {
   end_progress();
-  fmt::print(stderr, "{}: {}\n", name, line);
+  say("", line, "\n");
+}
+
+std::optional<Failure> Output::lost() {
+  if (stdout_error == 0) {
+    return std::nullopt;
+  }
+  return Failure(Error{"write", stdout_error, {}}, "standard output");
+}
+
+void fill_standard_descriptors() {
+  for (const int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) {
+    if (::fcntl(fd, F_GETFD) < 0) {
+      // the lowest free number is this one, as those below are open
+      static_cast<void>(::open("/dev/null", fd == STDERR_FILENO ? O_WRONLY : O_RDONLY));
+    }
+  }
 }
 
 }  // namespace reuseport::ctl

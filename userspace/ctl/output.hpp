@@ -4,6 +4,7 @@
 #define REUSEPORTCTL_OUTPUT_HPP
 
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -11,12 +12,14 @@
 
 namespace reuseport::ctl {
 
+/// Nothing that is written can end the program or change what it does: a result that could not be
+/// written is asked for at the end.
 struct Output {
   bool json = false;    ///< --json, --pretty
   bool pretty = false;  ///< --pretty
   bool quiet = false;   ///< --quiet: no progress
 
-  /// Writes one document to standard output.
+  /// Writes one document to standard output, in ASCII.
   void document(const nlohmann::json& value) const;
   /// Writes text to standard output as it is.
   void text(std::string_view text) const;
@@ -29,7 +32,14 @@ struct Output {
   void end_progress() const;
   /// One line on standard error, always.
   void note(std::string_view line) const;
+
+  /// Why some of what went to standard output is not there: a full disk, a reader that is gone.
+  [[nodiscard]] static std::optional<Failure> lost();
 };
+
+/// Descriptors 0 to 2 that the caller closed are opened on /dev/null, so that no socket gets their
+/// numbers; what is written to standard output is an error then as it was.
+void fill_standard_descriptors();
 
 }  // namespace reuseport::ctl
 

@@ -5,10 +5,10 @@
 
 #include <fstream>
 
-#include "reuseport/probe.hpp"
 #include "host/process.hpp"
 #include "host/sockdiag.hpp"
 #include "host/steer.hpp"
+#include "reuseport/probe.hpp"
 
 namespace reuseport::ctl {
 

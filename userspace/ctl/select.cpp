@@ -78,17 +78,21 @@ bool View::in_tree(std::uint64_t inode) const {
                      [this](const Holder& h) { return contains(tree, h.pid); });
 }
 
-Outcome<View> look(const Selection& selection) {
+Outcome<View> look(const Selection& selection, const Process* server) {
   View view;
-  if (selection.pid) {
-    if (auto ok = enter_namespace_of(*selection.pid); !ok) {
+  std::optional<Process> held;
+  if (selection.pid && server == nullptr) {
+    auto opened = Process::open(*selection.pid);
+    if (!opened) {
+      return failed(opened.error());
+    }
+    held = std::move(*opened);
+    server = &*held;
+  }
+  if (server != nullptr) {
+    if (auto ok = enter_namespace_of(server->pid()); !ok) {
       return tl::unexpected(ok.error());
     }
-    auto tree = process_tree(*selection.pid);
-    if (!tree) {
-      return failed(tree.error());
-    }
-    view.tree = std::move(*tree);
   }
   auto diag = SockDiag::open();
   if (!diag) {
@@ -135,6 +139,18 @@ Outcome<View> look(const Selection& selection) {
       return failed(holders.error());
     }
     view.holders = std::move(*holders);
+  }
+  if (server != nullptr) {
+    // after the holders: a child the server forks between the two is then known as its child
+    auto tree = process_tree(server->pid());
+    if (server->ended()) {
+      // what was read below /proc may be another's that has taken the number
+      return failed(Failure(Exit::error, fmt::format("process {} has ended", server->pid())));
+    }
+    if (!tree) {
+      return failed(tree.error());
+    }
+    view.tree = std::move(*tree);
   }
   return view;
 }

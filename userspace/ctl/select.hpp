@@ -12,9 +12,9 @@
 
 #include "failure.hpp"
 #include "host/endpoint.hpp"
-#include "reuseport/fd.hpp"
 #include "host/process.hpp"
 #include "host/sockdiag.hpp"
+#include "reuseport/fd.hpp"
 
 namespace reuseport::ctl {
 
@@ -45,7 +45,8 @@ struct View {
 };
 
 /// Looks. With a pid, in the network namespace of that process, which the tool then stays in.
-[[nodiscard]] Outcome<View> look(const Selection& selection);
+/// @param server  the process of Selection::pid where it is held already; a failure when it ended
+[[nodiscard]] Outcome<View> look(const Selection& selection, const Process* server = nullptr);
 
 /// Indices into View::sockets of those that are meant; a failure when there are none and a
 /// selection was given.

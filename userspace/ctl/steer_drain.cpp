@@ -123,10 +123,6 @@ bool all_closed(const std::vector<Target>& targets) {
                       [](const Target& t) { return t.still_held(); });
 }
 
-std::chrono::milliseconds since(Clock::time_point start) {
-  return std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - start);
-}
-
 }  // namespace
 
 Outcome<DrainResult> drain_by_steering(DrainContext& context) {
@@ -226,8 +222,8 @@ Outcome<DrainResult> drain_by_steering(DrainContext& context) {
         // the wait for the end comes after the program is off
         DrainOptions signal_only = context.options;
         signal_only.wait = false;
-        DrainContext now{signal_only, context.view,  targets,         context.waiter,
-                         context.out, context.start, context.deadline};
+        DrainContext now{signal_only,    context.server, context.view,  targets,
+                         context.waiter, context.out,    context.start, context.deadline};
         if (auto ok = finish(now, result); !ok) {
           return tl::unexpected(ok.error());
         }
@@ -260,11 +256,10 @@ Outcome<DrainResult> drain_by_steering(DrainContext& context) {
   }
   if (context.options.signal && context.options.wait && !result.ended) {
     // asked already: only wait
-    const auto main = Process::open(*context.options.selection.pid);
-    while (main && !main->ended()) {
+    while (!context.server.ended()) {
       if (Clock::now() >= context.deadline) {
         Failure failure(Exit::deadline,
-                        fmt::format("process {} has not ended after {}", main->pid(),
+                        fmt::format("process {} has not ended after {}", context.server.pid(),
                                     signal_name(*context.options.signal)),
                         "its listeners are closed");
         failure.detail = result.json();

@@ -1,9 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "supervise.hpp"
 
-#include <fcntl.h>
 #include <fmt/format.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -14,6 +12,7 @@
 #include <sstream>
 #include <utility>
 
+#include "child.hpp"
 #include "mode.hpp"
 #include "notify.hpp"
 #include "select.hpp"
@@ -26,73 +25,14 @@ using nlohmann::json;
 
 namespace {
 
-constexpr auto poll_every = 20ms;
+constexpr auto poll_first = 20ms;
+constexpr auto poll_most = 200ms;
+/// After a restart, before the next: what comes meanwhile is one wish, not several.
+constexpr auto storm_pause = 1000ms;
+constexpr auto kill_grace = 1000ms;  // for the kernel to end what was killed
 
-/// A child process. Not ended by the destructor: that is the supervisor's decision.
-struct Child {
-  pid_t pid = -1;
-  std::optional<int> status;  // as waitpid() gave it, once it has ended
-
-  [[nodiscard]] bool running() const { return pid > 0 && !status; }
-
-  bool reap() {
-    int raw = 0;
-    if (running() && ::waitpid(pid, &raw, WNOHANG) == pid) {
-      status = raw;
-    }
-    return !running();
-  }
-  void signal(int signum) const {
-    if (running()) {
-      ::kill(pid, signum);
-    }
-  }
-  [[nodiscard]] int exit_code() const {
-    return WIFEXITED(*status) ? WEXITSTATUS(*status) : 128 + WTERMSIG(*status);
-  }
-  [[nodiscard]] std::string how() const {
-    return WIFEXITED(*status) ? fmt::format("exited with {}", WEXITSTATUS(*status))
-                              : "was killed by " + signal_name(WTERMSIG(*status));
-  }
-};
-
-/// Starts a program; a failing exec is an error here and no dead child.
-Outcome<Child> spawn(const std::vector<std::string>& command) {
-  std::vector<char*> argv;
-  argv.reserve(command.size() + 1);
-  for (const std::string& arg : command) {
-    argv.push_back(const_cast<char*>(arg.c_str()));
-  }
-  argv.push_back(nullptr);
-
-  int ends[2];
-  if (::pipe2(ends, O_CLOEXEC) != 0) {
-    return failed(Error{"pipe2", errno, {}});
-  }
-  const Fd read_end(ends[0]);
-  Fd write_end(ends[1]);
-  const pid_t pid = ::fork();
-  if (pid < 0) {
-    return failed(Error{"fork", errno, {}});
-  }
-  if (pid == 0) {
-    Signals::restore_mask();
-    ::execvp(argv[0], argv.data());
-    const int err = errno;
-    ::_exit(::write(write_end.get(), &err, sizeof(err)) > 0 ? 127 : 126);
-  }
-  write_end.reset();
-  int err = 0;
-  if (::read(read_end.get(), &err, sizeof(err)) == static_cast<ssize_t>(sizeof(err))) {
-    ::waitpid(pid, nullptr, 0);
-    return failed(Error{"exec " + command.front(), err, {}});
-  }
-  return Child{pid, {}};
-}
-
-DrainOptions drain_options(const RestartOptions& options, pid_t old) {
+DrainOptions drain_options(const RestartOptions& options) {
   DrainOptions o;
-  o.selection.pid = old;
   o.method = options.method;
   o.timeout = options.drain_timeout;
   o.signal = options.signal;
@@ -106,50 +46,55 @@ class Supervisor final : public Waiter {
       : options_(options), out_(out), signals_(std::move(signals)) {}
 
   Outcome<int> run() {
-    auto first = spawn(options_.command);
+    auto first = children_.start(options_.command);
     if (!first) {
       return tl::unexpected(first.error());
     }
-    current_ = *first;
-    if (auto ok = until_ready(current_, nullptr); !ok) {
-      end(current_);
-      if (stopping_) {
-        return 0;
-      }
-      return tl::unexpected(ok.error());
+    const auto ok = until_ready(*first, nullptr);
+    if (!ok) {
+      dismiss(*first);
+      end_all();
+      return stopping_ ? Outcome<int>(0) : Outcome<int>(tl::unexpected(ok.error()));
     }
-    event("started", {{"pid", current_.pid}});
-    notify_.ready(fmt::format("serving, pid {}", current_.pid));
-    while (!stopping_) {
-      if (current_.reap()) {
-        out_.note(fmt::format("process {} {}", current_.pid, current_.how()));
-        event("ended", {{"pid", current_.pid}, {"status", current_.exit_code()}});
-        notify_.stopping();
-        end_leaving();
-        return current_.exit_code();
-      }
-      if (std::exchange(reload_, false)) {
+    current_ = *first;
+    event("started", {{"pid", current_->pid()}});
+    notify_.ready(fmt::format("serving, pid {}", current_->pid()));
+    while (!stopping_ && current_->running()) {
+      if (reload_ && Clock::now() >= next_restart_) {
+        reload_ = false;
         restart();
+        next_restart_ = after(storm_pause);
         continue;
       }
       look_after_leaving();
-      wait(leaving_.empty() ? 1000ms : 100ms);
+      wait(std::min(until_next_kill(), reload_ ? remaining(next_restart_) : idle));
     }
     notify_.stopping();
-    end(current_);
-    end_leaving();
-    return 0;
+    int code = 0;
+    if (!current_->running()) {
+      out_.note(fmt::format("process {} {}", current_->pid(), current_->how()));
+      event("ended", {{"pid", current_->pid()}, {"status", current_->exit_code()}});
+      code = stopping_ ? 0 : current_->exit_code();
+    } else {
+      dismiss(*current_);
+    }
+    end_all();
+    return code;
   }
 
-  // Waiter: signals are taken here wherever we wait
+  // Waiter: signals are taken here wherever we wait, and whoever ended is reaped
   bool wait(std::chrono::milliseconds time) override {
-    if (const auto got = signals_.wait(time)) {
-      switch (*got) {
-        case SIGHUP: reload_ = true; break;
-        case SIGCHLD: break;  // who it was is asked where it matters
-        default: stopping_ = true;
+    const auto until = after(time);
+    do {
+      notify_.alive();
+      const auto got = signals_.wait(std::min(remaining(until), notify_.beat()));
+      children_.reap();
+      if (got) {
+        take(*got);
+        break;
       }
-    }
+    } while (Clock::now() < until);
+    notify_.alive();
     return !stopping_;
   }
   [[nodiscard]] Failure why() const override {
@@ -157,6 +102,33 @@ class Supervisor final : public Waiter {
   }
 
  private:
+  static constexpr std::chrono::milliseconds idle = 1h;
+
+  struct Leaving {
+    Child child;
+    Clock::time_point kill_at;
+    bool served = false;
+  };
+
+  static std::chrono::milliseconds remaining(Clock::time_point until) {
+    const auto left = std::chrono::ceil<std::chrono::milliseconds>(until - Clock::now());
+    return std::clamp<std::chrono::milliseconds>(left, 0ms, idle);
+  }
+
+  void take(const Signals::Signal& signal) {
+    switch (signal.number) {
+      case SIGHUP:
+        if (signal.from_kernel) {
+          out_.note("the terminal is gone: serving on");
+        } else {
+          reload_ = true;
+        }
+        break;
+      case SIGCHLD: break;  // reaped already
+      default: stopping_ = true;
+    }
+  }
+
   void event(const char* what, json facts) const {
     if (out_.json) {
       facts["event"] = what;
@@ -167,8 +139,8 @@ class Supervisor final : public Waiter {
   /// Addresses on which @p child or its descendants listen with SO_REUSEPORT, and are ON.
   static Outcome<std::vector<DiagSocket>> serving(const Child& child) {
     Selection selection;
-    selection.pid = child.pid;
-    const auto view = look(selection);
+    selection.pid = child.pid();
+    const auto view = look(selection, &child.process());
     if (!view) {
       return tl::unexpected(view.error());
     }
@@ -177,7 +149,7 @@ class Supervisor final : public Waiter {
       if (!view->in_tree(s.inode) || (s.info && s.info->mode != Mode::on)) {
         continue;
       }
-      const auto target = take(s, view->holders, view->tree);
+      const auto target = ctl::take(s, view->holders, view->tree);
       if (target && has_reuseport(target->fd.get())) {
         out.push_back(s);
       }
@@ -198,43 +170,47 @@ class Supervisor final : public Waiter {
     return std::nullopt;
   }
 
-  /// Runs --ready once; bounded by the time left.
+  /// Runs --ready once, no longer than until @p deadline and the end of @p child.
   Outcome<bool> ask_ready(const Child& child, Clock::time_point deadline) {
     if (options_.ready.empty()) {
       return true;
     }
-    ::setenv("REUSEPORT_PID", std::to_string(child.pid).c_str(), 1);
-    auto asked = spawn({"/bin/sh", "-c", options_.ready});
-    ::unsetenv("REUSEPORT_PID");
+    const auto asked =
+        children_.start(shell(options_.ready), {{"REUSEPORT_PID", std::to_string(child.pid())}});
     if (!asked) {
       return tl::unexpected(asked.error());
     }
-    while (!asked->reap()) {
-      if (Clock::now() >= deadline || !wait(poll_every)) {
-        asked->signal(SIGKILL);
-        ::waitpid(asked->pid, nullptr, 0);
+    while (asked->running()) {
+      if (Clock::now() >= deadline || !child.running() || !wait(poll_first)) {
+        asked->signal_group(SIGKILL);
+        const auto grace = after(kill_grace);
+        while (asked->running() && Clock::now() < grace) {
+          wait(poll_first);
+        }
         return false;
       }
     }
     return asked->exit_code() == 0;
   }
 
-  /// Until @p child serves every address that @p old serves, or any without @p old, and --ready
-  /// says yes.
-  Done until_ready(Child& child, const Child* old) {
-    const auto deadline = Clock::now() + options_.ready_timeout;
+  /// Until @p child serves every address that @p old serves, or any without an @p old that runs,
+  /// and
+  /// --ready says yes.
+  Done until_ready(const Child& child, const Child* old) {
+    const auto deadline = after(options_.ready_timeout);
     std::string lacks = "any address with SO_REUSEPORT";
+    std::chrono::milliseconds pause = poll_first;
     for (;;) {
-      if (child.reap()) {
-        return failed(Failure(
-            Exit::error, fmt::format("process {} {} before it was ready", child.pid, child.how())));
+      if (!child.running()) {
+        return failed(Failure(Exit::error, fmt::format("process {} {} before it was ready",
+                                                       child.pid(), child.how())));
       }
       const auto now = serving(child);
       if (!now && (now.error().exit == Exit::unsupported || now.error().exit == Exit::permission)) {
         return tl::unexpected(now.error());  // waiting will not help
       }
       bool all = now && !now->empty();
-      if (all && old != nullptr) {
+      if (all && old != nullptr && old->running()) {
         const auto before = serving(*old);
         const auto gap = before ? missing(*before, *now) : std::nullopt;
         all = before && !gap;
@@ -252,115 +228,108 @@ class Supervisor final : public Waiter {
       }
       if (Clock::now() >= deadline) {
         return failed(
-            Failure(Exit::error, fmt::format("process {} was not ready in time ({})", child.pid,
+            Failure(Exit::error, fmt::format("process {} was not ready in time ({})", child.pid(),
                                              options_.ready.empty() || lacks != "--ready says no"
                                                  ? "does not serve " + lacks
                                                  : lacks)));
       }
-      if (!wait(poll_every)) {
+      if (!wait(pause)) {
         return failed(why());
       }
+      pause = std::min<std::chrono::milliseconds>(pause * 2, poll_most);
     }
   }
 
-  /// One SIGHUP.
+  /// One SIGHUP, or a storm of them.
   void restart() {
     const auto start = Clock::now();
     notify_.reloading();
-    auto next = spawn(options_.command);
+    const auto next = children_.start(options_.command);
     Done ok = next ? Done{} : Done{tl::unexpected(next.error())};
     if (ok) {
-      out_.progress(fmt::format("process {} starts beside {}", next->pid, current_.pid));
-      ok = until_ready(*next, &current_);
+      out_.progress(fmt::format("process {} starts beside {}", next->pid(), current_->pid()));
+      ok = until_ready(*next, &*current_);
     }
     std::optional<DrainResult> drained;
-    if (ok) {
-      auto result = drain_old();
+    if (ok && current_->running()) {
+      auto result = drain(drain_options(options_), current_->process(), *this, out_);
       if (result) {
         drained = std::move(*result);
-      } else if (result.error().exit == Exit::deadline || next_must_stay(result.error())) {
+      } else if (result.error().exit == Exit::deadline || !current_->running()) {
         // the newcomer serves and the old one has something left: end it all the same, and say so
         out_.failure(result.error());
-        current_.signal(options_.signal);
+        current_->signal(options_.signal);
       } else {
         ok = tl::unexpected(result.error());
       }
     }
+    out_.end_progress();
     if (!ok) {
       if (next) {
-        end(*next);
+        dismiss(*next);
       }
       out_.failure(ok.error());
-      event("restart_failed", {{"pid", current_.pid}, {"message", ok.error().line()}});
+      event("restart_failed", {{"pid", current_->pid()}, {"message", ok.error().line()}});
       notify_.ready(
-          fmt::format("serving, pid {}; restart failed: {}", current_.pid, ok.error().line()));
+          fmt::format("serving, pid {}; restart failed: {}", current_->pid(), ok.error().line()));
       return;
     }
-    out_.end_progress();
-    const pid_t old = current_.pid;
-    leaving_.emplace_back(current_, options_.stop_timeout > 0ms
-                                        ? Clock::now() + options_.stop_timeout
-                                        : Clock::time_point::max());
+    const pid_t old = current_->pid();
+    leaving_.push_back({*current_, kill_time(), true});
     current_ = *next;
-    json facts = {
-        {"old", old},
-        {"pid", current_.pid},
-        {"took_ms",
-         std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - start).count()}};
+    json facts = {{"old", old}, {"pid", current_->pid()}, {"took_ms", since(start).count()}};
     facts["drain"] = drained ? drained->json() : json(nullptr);
     event("restarted", facts);
     out_.note(fmt::format(
-        "restarted: {} -> {}, {}", old, current_.pid,
+        "restarted: {} -> {}, {}", old, current_->pid(),
         !drained ? "not drained in time"
         : drained->drained
             ? fmt::format("drained by {}", to_string(drained->method))
             : fmt::format("not drained ({}): {}", to_string(drained->method), drained->reason)));
-    notify_.ready(fmt::format("serving, pid {}", current_.pid));
+    notify_.ready(fmt::format("serving, pid {}", current_->pid()));
   }
 
-  /// The old one is past the point of return: asked to end, or ended.
-  bool next_must_stay(const Failure& /*failure*/) { return current_.reap(); }
+  [[nodiscard]] Clock::time_point kill_time() const {
+    return options_.stop_timeout > 0ms ? after(options_.stop_timeout) : Clock::time_point::max();
+  }
 
-  Outcome<DrainResult> drain_old() {
-    // only what the newcomer also serves: a port of the old one's own is closed with it
-    return drain(drain_options(options_, current_.pid), *this, out_);
+  /// Asks a process to end; look_after_leaving() kills it when it does not.
+  void dismiss(const Child& child) {
+    child.signal(options_.signal);
+    child.signal(SIGCONT);
+    leaving_.push_back({child, kill_time(), false});
   }
 
   void look_after_leaving() {
-    for (auto& [child, kill_at] : leaving_) {
-      if (child.reap()) {
-        event("old_ended", {{"pid", child.pid}, {"status", child.exit_code()}});
-      } else if (Clock::now() >= kill_at) {
-        out_.note(
-            fmt::format("process {} ignores {}: killed", child.pid, signal_name(options_.signal)));
-        event("old_killed", {{"pid", child.pid}});
+    for (auto& [child, kill_at, served] : leaving_) {
+      if (!child.running() && served) {
+        event("old_ended", {{"pid", child.pid()}, {"status", child.exit_code()}});
+      } else if (child.running() && Clock::now() >= kill_at) {
+        out_.note(fmt::format("process {} ignores {}: killed", child.pid(),
+                              signal_name(options_.signal)));
+        event("old_killed", {{"pid", child.pid()}});
         child.signal(SIGKILL);
         kill_at = Clock::time_point::max();
       }
     }
-    leaving_.erase(std::remove_if(leaving_.begin(), leaving_.end(),
-                                  [](const auto& l) { return !l.first.running(); }),
-                   leaving_.end());
+    std::erase_if(leaving_, [](const Leaving& l) { return !l.child.running(); });
   }
 
-  /// Asks a child to end, kills it when it does not, and waits.
-  void end(Child& child) {
-    child.signal(options_.signal);
-    child.signal(SIGCONT);
-    const auto kill_at = options_.stop_timeout > 0ms ? Clock::now() + options_.stop_timeout
-                                                     : Clock::time_point::max();
-    bool killed = false;
-    while (!child.reap()) {
-      if (!killed && Clock::now() >= kill_at) {
-        child.signal(SIGKILL);
-        killed = true;
-      }
-      signals_.wait(poll_every);  // a second SIGTERM changes nothing
+  [[nodiscard]] std::chrono::milliseconds until_next_kill() const {
+    auto next = Clock::time_point::max();
+    for (const Leaving& l : leaving_) {
+      next = std::min(next, l.kill_at);
     }
+    return remaining(next);
   }
-  void end_leaving() {
-    for (auto& [child, kill_at] : leaving_) {
-      end(child);
+
+  /// Waits for all that were dismissed, the timeout running for them side by side.
+  void end_all() {
+    for (Leaving& l : leaving_) {
+      l.kill_at = std::min(l.kill_at, kill_time());
+    }
+    for (look_after_leaving(); !leaving_.empty(); look_after_leaving()) {
+      wait(until_next_kill());  // a second SIGTERM changes nothing
     }
   }
 
@@ -368,8 +337,10 @@ class Supervisor final : public Waiter {
   const Output& out_;
   Signals signals_;
   Notify notify_;
-  Child current_;
-  std::vector<std::pair<Child, Clock::time_point>> leaving_;
+  Children children_;
+  std::optional<Child> current_;
+  std::vector<Leaving> leaving_;
+  Clock::time_point next_restart_ = Clock::time_point::min();
   bool reload_ = false;
   bool stopping_ = false;
 };
@@ -397,7 +368,7 @@ Outcome<int> dry_run(const RestartOptions& options, const Output& out) {
     return tl::unexpected(program.error());
   }
   std::string reason;
-  const auto method = choose_method(drain_options(options, 0), reason);
+  const auto method = choose_method(drain_options(options), reason);
   if (!method) {
     return tl::unexpected(method.error());
   }
@@ -426,7 +397,8 @@ Outcome<int> supervise(const RestartOptions& options, const Output& out) {
       return tl::unexpected(ok.error());
     }
   }
-  auto signals = Signals::open({SIGHUP, SIGTERM, SIGINT, SIGCHLD});
+  close_passed_sockets();
+  auto signals = Signals::open({SIGHUP, SIGTERM, SIGINT, SIGQUIT, SIGCHLD});
   if (!signals) {
     return tl::unexpected(signals.error());
   }

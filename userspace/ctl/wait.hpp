@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// Bounded waiting that ends early when a signal asks the tool to stop.
+// Signals, and bounded waiting that ends early when one asks the tool to stop.
 #ifndef REUSEPORTCTL_WAIT_HPP
 #define REUSEPORTCTL_WAIT_HPP
 
 #include <chrono>
 #include <initializer_list>
 #include <optional>
+#include <string>
+#include <string_view>
 
 #include "failure.hpp"
 #include "reuseport/fd.hpp"
@@ -14,17 +16,30 @@ namespace reuseport::ctl {
 
 using Clock = std::chrono::steady_clock;
 
-/// SIGINT and SIGTERM (and others asked for) as events instead of interruptions. Blocks them for
-/// the thread; children must get the mask back, see restore_mask().
+/// Now and @p time, or the end of time where that is beyond it.
+[[nodiscard]] Clock::time_point after(std::chrono::milliseconds time);
+/// Since @p start, in full milliseconds.
+[[nodiscard]] std::chrono::milliseconds since(Clock::time_point start);
+
+/// "TERM", "SIGTERM" or "15".
+[[nodiscard]] std::optional<int> parse_signal(std::string_view text);
+[[nodiscard]] std::string signal_name(int signum);
+
+/// Signals as events instead of interruptions: those asked for are blocked, and SIGPIPE is ignored,
+/// for a reader of our output that is gone must not stop a drain half-way.
 class Signals {
  public:
   static Outcome<Signals> open(std::initializer_list<int> signals);
 
+  struct Signal {
+    int number = 0;
+    bool from_kernel = false;  ///< no process sent it: a terminal that is gone, say
+  };
   /// Waits up to @p time; tells the signal that came, or nothing.
-  std::optional<int> wait(std::chrono::milliseconds time);
+  std::optional<Signal> wait(std::chrono::milliseconds time);
 
   /// In a forked child, before exec: no signal blocked, each with its default action.
-  static void restore_mask();
+  static void restore();
 
  private:
   explicit Signals(Fd fd) : fd_(std::move(fd)) {}

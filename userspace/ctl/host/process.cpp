@@ -7,7 +7,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cctype>
 #include <csignal>
 
 #include "holders_bpf.hpp"
@@ -329,11 +328,6 @@ std::string command_name(pid_t pid) {
   }
   if (text->back() == '\n') {
     text->pop_back();
-  }
-  for (char& c : *text) {
-    if (std::iscntrl(static_cast<unsigned char>(c)) != 0) {
-      c = '?';
-    }
   }
   return *text;
 }

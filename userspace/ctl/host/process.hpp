@@ -82,7 +82,8 @@ struct Holders {
 /// reparented (a daemon's double fork) is not among them. ESRCH: no such process.
 [[nodiscard]] REUSEPORT_API Result<std::vector<pid_t>> process_tree(pid_t root);
 
-/// The command name (/proc/PID/comm), "?" when it cannot be read. Control characters become '?'.
+/// The command name (/proc/PID/comm), "?" when it cannot be read. Any bytes: not fit for a
+/// terminal.
 [[nodiscard]] REUSEPORT_API std::string command_name(pid_t pid);
 
 /// Number of the network namespace a process is in (the N of "net:[N]").

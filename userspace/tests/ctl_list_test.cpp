@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: Apache-2.0
+// reuseportctl probe, list, show, watch.
+#include <sys/resource.h>
+
+#include <cstdio>
+#include <regex>
+#include <sstream>
+
+#include "host/steer.hpp"
+#include "support/ctl.hpp"
+
+namespace reuseport {
+namespace {
+
+using namespace test::ctl;
+using test::address;
+
+TEST_F(CtlTest, probe_gives_the_expected_answer_and_code) {
+  const auto ran = run({"probe", "--json"});
+  const json doc = ran.doc();
+  EXPECT_EQ(doc["support"], test::expect_supported() ? "supported" : "not_in_kernel") << ran.out;
+  EXPECT_EQ(ran.code, test::expect_supported() ? 0 : 3);
+  EXPECT_EQ(doc["works"]["option"]["works"], test::expect_supported());
+  EXPECT_EQ(doc["works"]["sock_diag_tcp"]["works"], true);
+  EXPECT_EQ(doc["works"]["pidfd_getfd"]["works"], true);
+  EXPECT_EQ(run({"probe", "--behaviour"}).code, ran.code);
+}
+
+TEST_F(CtlTest, list_golden) {
+  const Running s = server(2);
+  const auto all = listeners();
+  const auto ran = run({"list", "--port", port()});
+  ASSERT_EQ(ran.code, 0) << ran.err;
+  // what differs between runs and kernels, by name
+  std::string text = std::regex_replace(ran.out, std::regex(" +"), " ");
+  for (std::size_t i = 0; i < all.size(); i++) {
+    text = std::regex_replace(text, std::regex(" " + std::to_string(all[i].inode) + " "),
+                              " INODE" + std::to_string(i) + " ");
+  }
+  text = std::regex_replace(text, std::regex("\\[" + pid_of(s) + "\\]"), "[PID]");
+  text = std::regex_replace(text, std::regex(":" + port() + " "), ":PORT ");
+  text = std::regex_replace(text, std::regex(" [0-9]+:2/0/0 "), " GROUP:2/0/0 ");
+  const std::string state = test::expect_supported() ? "on 0 0/4096 GROUP:2/0/0" : "- - 0/4096 -";
+  const std::string uid = std::to_string(::geteuid());
+  EXPECT_EQ(text,
+            "PROTO ADDRESS MODE HANDSHAKES QUEUE GROUP UID INODE PROCESS\n"
+            "tcp 127.0.0.1:PORT " +
+                state + " " + uid +
+                " INODE0 ctl_list_test[PID]\n"
+                "tcp 127.0.0.1:PORT " +
+                state + " " + uid + " INODE1 ctl_list_test[PID]\n");
+}
+
+TEST_F(CtlTest, list_json_is_sorted_and_complete) {
+  const Running a = server(2);
+  const Running b = server(1, "v6");
+  const Running c = server(1, "udp");
+  const auto ran = run({"list", "--json", "--port", port()});
+  const json all = ran.doc()["listeners"];
+  ASSERT_EQ(all.size(), 4U) << ran.out;
+  EXPECT_LT(all[0]["inode"], all[1]["inode"]);
+  EXPECT_EQ(all[2]["address"], "::1");
+  EXPECT_EQ(all[3]["protocol"], "udp");
+  for (const json& s : all) {
+    EXPECT_EQ(s["port"], port_);
+    EXPECT_EQ(s["mode"], test::expect_supported() ? json("on") : json(nullptr));
+    EXPECT_EQ(s["group"].is_null(), !test::expect_supported());
+    ASSERT_EQ(s["processes"].size(), 1U);
+    EXPECT_EQ(s["processes"][0]["command"], "ctl_list_test");
+  }
+  EXPECT_EQ(all[0]["processes"][0]["pid"], a.pid());
+  EXPECT_EQ(run({"--pretty", "list", "--udp", "--port", port()}).doc()["listeners"].size(), 1U);
+  EXPECT_EQ(run({"list", "--json", "--pid", pid_of(b)}).doc()["listeners"].size(), 1U);
+  EXPECT_EQ(run({"list", "--json", "--addr", "[::1]:" + port()}).doc()["listeners"].size(), 1U);
+}
+
+TEST_F(CtlTest, show_tells_more) {
+  const Running s = server(2);
+  const auto ran = run({"show", "--json", "--port", port()});
+  ASSERT_EQ(ran.code, 0) << ran.err;
+  const json all = ran.doc()["listeners"];
+  for (const json& one : all) {
+    EXPECT_EQ(one["reuseport"], true);
+    // null where it cannot be seen: a patched kernel built without BTF
+    EXPECT_TRUE(one["bpf_program"] == json({{"attached", false}}) ||
+                (test::expect_supported() && one["bpf_program"].is_null()));
+    EXPECT_EQ(one["half_open_at_address"], 0);
+    EXPECT_EQ(one["listeners_at_address"], 2);
+    EXPECT_EQ(one["processes"][0]["command_line"], self());
+  }
+  const auto text = run({"show", "--port", port()});
+  EXPECT_NE(text.out.find("  inode       "), std::string::npos) << text.out;
+}
+
+TEST_F(CtlTest, text_of_other_processes_is_made_visible) {
+  // C0, a C1 in UTF-8, a byte that is no UTF-8, and letters that are
+  const std::string name = "\x1b[31m\xc2\x9b\xff\xc3\xa4";
+  const Running holder({"never run"}, [&] {
+    const Fd listener = test::open_listener(address("127.0.0.1", port_));
+    ::prctl(PR_SET_NAME, name.c_str());
+    for (;;) {
+      ::pause();
+    }
+  });
+  ASSERT_TRUE(test::eventually([&] {
+    return run({"list", "--port", port()}).out.find("31m") != std::string::npos;
+  }));
+  const std::string shown = "\\x1b[31m\\u009b\\xff\xc3\xa4";
+  EXPECT_NE(run({"list", "--port", port()}).out.find(shown), std::string::npos);
+  for (const std::vector<std::string>& args : std::vector<std::vector<std::string>>{
+           {"list", "--port", port()}, {"show", "--port", port()}, {"--json", "list"}}) {
+    const auto ran = run(args);
+    for (const char* bad : {"\x1b", "\xc2\x9b", "\xff"}) {
+      EXPECT_EQ(ran.out.find(bad), std::string::npos) << args[0];
+    }
+  }
+}
+
+TEST_F(CtlTest, watch_shows_as_many_tables_as_asked) {
+  const Running s = server(1);
+  const auto ran = run({"watch", "--json", "--count", "3", "--interval", "10ms", "--port", port()});
+  EXPECT_EQ(ran.code, 0) << ran.err;
+  std::istringstream lines(ran.out);
+  int n = 0;
+  for (std::string line; std::getline(lines, line); n++) {
+    EXPECT_EQ(json::parse(line)["listeners"].size(), 1U);
+  }
+  EXPECT_EQ(n, 3);
+  auto endless = start_tool({"watch", "--port", port()});
+  ASSERT_TRUE(test::eventually([&] { return !endless.peek().out.empty(); }));
+  endless.signal(SIGINT);
+  EXPECT_EQ(endless.result().code, 0);
+}
+
+/// Creates @p n listeners and waits. Two of them stay below anyone's limit of open files.
+Running many_listeners(int first_port, int n) {
+  return Running({"/bin/sh", "-c", "exec sleep 600"}, [=] {
+    for (int i = 0; i < n; i++) {
+      const int fd = ::socket(AF_INET, SOCK_STREAM, 0);
+      const auto at = address("127.0.0.1", static_cast<std::uint16_t>(first_port + i));
+      if (fd < 0 || ::bind(fd, at.get(), at.len) != 0 || ::listen(fd, 1) != 0) {
+        ::_exit(1);
+      }
+    }
+  });
+}
+
+TEST_F(CtlTest, list_of_20000_takes_at_most_twice_the_time_of_ss) {
+  ASSERT_EQ(::system("ss -V >/dev/null"), 0) << "needs ss(8), package iproute2";
+  if (test::expect_supported() && !SteerProgram::probe()) {
+    GTEST_SKIP() << "patched kernel without BTF";  // descriptors are read one by one then
+  }
+  constexpr int each = 5000;
+  std::vector<Running> holders;
+  holders.reserve(4);
+  for (int i = 0; i < 4; i++) {
+    holders.push_back(many_listeners(10000 + i * each, each));
+  }
+  auto diag = SockDiag::open();
+  ASSERT_TRUE(
+      test::eventually([&] { return diag->listeners(Protocol::tcp)->size() == 20000U; }, 60s));
+  // Processor time, which a busy machine does not blur much; the least of several turns, taken
+  // alternately, and a busy machine gets more of them.
+  const auto used = [] {
+    rusage u{};
+    ::getrusage(RUSAGE_CHILDREN, &u);
+    return static_cast<double>(u.ru_utime.tv_sec + u.ru_stime.tv_sec) * 1e3 +
+           static_cast<double>(u.ru_utime.tv_usec + u.ru_stime.tv_usec) / 1e3;
+  };
+  const auto once = [&](const std::string& command) {
+    const double before = used();
+    EXPECT_EQ(::system((command + " >/dev/null").c_str()), 0);
+    return used() - before;
+  };
+#ifdef __SANITIZE_ADDRESS__
+  constexpr bool sanitized = true;  // which takes its own time
+#else
+  constexpr bool sanitized = false;
+#endif
+  double ss = 1e9;
+  double list = 1e9;
+  for (int turn = 0; turn < (sanitized ? 1 : 40) && (turn < 7 || list > 2 * ss); turn++) {
+    ss = std::min(ss, once("ss -ltn"));
+    list = std::min(list, once(tool() + " list --tcp"));
+  }
+  RecordProperty("ss_ms", std::to_string(ss));
+  RecordProperty("list_ms", std::to_string(list));
+  std::printf("20,000 listeners: ss -ltn %.0f ms, reuseportctl list %.0f ms, ratio %.2f\n", ss,
+              list, list / ss);
+  EXPECT_TRUE(sanitized || list <= 2 * ss);
+}
+
+}  // namespace
+}  // namespace reuseport

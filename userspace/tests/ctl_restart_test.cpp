@@ -1,0 +1,351 @@
+// SPDX-License-Identifier: Apache-2.0
+// reuseportctl restart.
+#include <sys/ioctl.h>
+#include <sys/un.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <thread>
+
+#include "support/ctl.hpp"
+
+namespace reuseport {
+namespace {
+
+using namespace test::ctl;
+using test::address;
+
+class RestartTest : public CtlTest {
+ protected:
+  /// The supervisor over this program as a server. @p how may name a file to read the rest from.
+  Running supervise(std::vector<std::string> options, const std::string& how = "2",
+                    const std::function<void()>& before = {}, std::vector<std::string> env = {},
+                    const std::string& first = "") {
+    std::vector<std::string> args = {"restart", "--json"};
+    args.insert(args.end(), options.begin(), options.end());
+    how_ = how_name();
+    say(how);
+    for (const std::string& a : std::vector<std::string>{
+             "--", "/bin/sh", "-c",
+             first + "CTL_TEST_SERVER=\"" + port() + " $(cat " + how_ + ")\" exec " + self()}) {
+      args.push_back(a);
+    }
+    env.push_back("NOTIFY_SOCKET=" + notify_);
+    return start_tool(args, before, env);
+  }
+  void TearDown() override {
+    for (const std::string& path : {how_, notify_}) {
+      if (!path.empty()) {
+        ::unlink(path.c_str());
+      }
+    }
+  }
+  /// $NOTIFY_SOCKET for what is started from here on.
+  void listen_as_manager() {
+    notify_ = "/tmp/ctl_test.notify." + port();
+    sockaddr_un un{};
+    un.sun_family = AF_UNIX;
+    notify_.copy(un.sun_path, sizeof(un.sun_path) - 1);
+    manager_.reset(::socket(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+    ASSERT_EQ(::bind(manager_.get(), reinterpret_cast<sockaddr*>(&un), sizeof(un)), 0);
+  }
+  bool hear(const std::string& what, std::chrono::milliseconds wait = 60s) {
+    return test::eventually(
+        [&] {
+          std::array<char, 4096> buf{};
+          const ssize_t n = ::recv(manager_.get(), buf.data(), buf.size(), 0);
+          if (n > 0) {
+            heard_.append(buf.data(), static_cast<std::size_t>(n)).append("\n");
+          }
+          return heard_.find(what) != std::string::npos;
+        },
+        wait);
+  }
+  [[nodiscard]] std::string how_name() const { return "/tmp/ctl_test.how." + port(); }
+  void say(const std::string& how) const { std::ofstream(how_) << how << std::flush; }
+  static bool saw(Running& r, const std::string& event) {
+    return test::eventually(
+        [&] { return r.peek().out.find(R"("event":")" + event + '"') != std::string::npos; }, 60s);
+  }
+
+  std::string how_;
+  std::string notify_;
+  Fd manager_;
+  std::string heard_;
+};
+
+TEST_F(RestartTest, sighup_replaces_the_server_and_loses_nothing) {
+  Running r = supervise({});
+  ASSERT_TRUE(saw(r, "started")) << r.peek().err;
+  const pid_t first = ask();
+  Load load([&] { return ask() != 0; });
+  r.signal(SIGHUP);
+  ASSERT_TRUE(saw(r, "restarted")) << r.peek().err;
+  ASSERT_TRUE(saw(r, "old_ended")) << r.peek().err;
+  const pid_t second = ask();
+  EXPECT_NE(first, second);
+  const auto [answered, failed] = load.stop();
+  EXPECT_GT(answered, 0);
+  EXPECT_EQ(failed, 0);
+  EXPECT_EQ(::kill(first, 0), -1);
+  r.signal(SIGTERM);
+  EXPECT_EQ(r.result().code, 0);
+  EXPECT_TRUE(listeners().empty());
+}
+
+TEST_F(RestartTest, a_newcomer_that_fails_changes_nothing) {
+  Running r = supervise({});
+  ASSERT_TRUE(saw(r, "started")) << r.peek().err;
+  const pid_t first = ask();
+  say("2 fails");
+  r.signal(SIGHUP);
+  ASSERT_TRUE(saw(r, "restart_failed")) << r.peek().err;
+  EXPECT_NE(r.peek().err.find("exited with 3"), std::string::npos) << r.peek().err;
+  EXPECT_EQ(ask(), first);
+  say("2");
+  r.signal(SIGHUP);
+  EXPECT_TRUE(saw(r, "restarted")) << "and the next one works";
+}
+
+TEST_F(RestartTest, a_newcomer_that_is_not_ready_in_time_is_ended) {
+  Running r = supervise(
+      {"--ready",
+       "test \"$(cat " + std::string("/dev/null") + ")\" = \"\" -a ! -e /tmp/ctl_test.no." + port(),
+       "--ready-timeout", "1"});
+  ASSERT_TRUE(saw(r, "started")) << r.peek().err;
+  const pid_t first = ask();
+  std::ofstream("/tmp/ctl_test.no." + port()) << "no";
+  r.signal(SIGHUP);
+  ASSERT_TRUE(saw(r, "restart_failed")) << r.peek().err;
+  ::unlink(("/tmp/ctl_test.no." + port()).c_str());
+  EXPECT_NE(r.peek().err.find("--ready says no"), std::string::npos) << r.peek().err;
+  EXPECT_TRUE(test::eventually([&] { return listeners().size() == 2; })) << "the newcomer is ended";
+  EXPECT_EQ(ask(), first);
+}
+
+TEST_F(RestartTest, ends_with_the_status_of_its_server) {
+  Running r = supervise({});
+  ASSERT_TRUE(saw(r, "started")) << r.peek().err;
+  ::kill(ask(), SIGKILL);
+  EXPECT_EQ(r.result().code, 128 + SIGKILL);
+}
+
+TEST_F(RestartTest, dry_run_runs_nothing) {
+  const auto ran = run({"restart", "--json", "--dry-run", "--", "sh", "-c", "echo ran >&2"});
+  EXPECT_EQ(ran.code, 0) << ran.err;
+  EXPECT_EQ(ran.err, "");
+  EXPECT_TRUE(ran.doc()["restart"]["program"].get<std::string>().ends_with("/sh")) << ran.out;
+  EXPECT_EQ(ran.doc()["restart"]["command"].size(), 3U);
+  EXPECT_NE(run({"restart", "--dry-run", "--", "sh"}).out.find("drain by "), std::string::npos);
+  expect_refused({{"restart", "--dry-run", "--", "no-such-program"}, 1, "no-such-program"});
+  expect_refused({{"restart", "--dry-run", "--", "/etc/passwd"}, 4, "Permission denied"});
+  if (!test::expect_supported()) {
+    EXPECT_EQ(ran.doc()["restart"]["method"], "steer");
+    expect_refused({{"restart", "--dry-run", "--method", "option", "--", "sh"}, 3, "lacks"});
+  } else {
+    EXPECT_EQ(ran.doc()["restart"]["method"], "option");
+  }
+}
+
+TEST_F(RestartTest, a_server_that_never_listens_is_an_error) {
+  const auto ran =
+      run({"restart", "--ready-timeout", "300ms", "--stop-timeout", "1", "--", "sleep", "60"});
+  EXPECT_EQ(ran.code, 1);
+  EXPECT_NE(ran.err.find("not ready in time"), std::string::npos) << ran.err;
+}
+
+/// A process that is there and no zombie.
+bool runs(pid_t pid) {
+  std::ifstream stat("/proc/" + std::to_string(pid) + "/stat");
+  std::string text;
+  std::getline(stat, text);
+  const auto end = text.rfind(')');
+  return end != std::string::npos && text.size() > end + 2 && text[end + 2] != 'Z';
+}
+
+int zombies_of(pid_t parent) {
+  int n = 0;
+  for (const auto& entry : std::filesystem::directory_iterator("/proc")) {
+    std::ifstream stat(entry.path() / "stat");
+    std::string text;
+    std::getline(stat, text);
+    const auto end = text.rfind(')');
+    n += end != std::string::npos && text.substr(end + 2, 2) == "Z " &&
+                 std::atoi(text.c_str() + end + 4) == parent
+             ? 1
+             : 0;
+  }
+  return n;
+}
+
+std::string read(const std::string& path) {
+  std::ifstream file(path);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+TEST_F(RestartTest, a_caller_that_ignores_sigchld) {
+  Running r = supervise({}, "2", [] { ::signal(SIGCHLD, SIG_IGN); });
+  ASSERT_TRUE(saw(r, "started")) << r.peek().err;
+  ::kill(ask(), SIGKILL);
+  EXPECT_EQ(r.result(10s).code, 128 + SIGKILL);
+}
+
+TEST_F(RestartTest, nobody_reads_the_log) {
+  Running r = supervise({"--method", "close"});
+  ASSERT_TRUE(saw(r, "started")) << r.peek().err;
+  const pid_t first = ask();
+  r.stop_reading();
+  r.signal(SIGHUP);
+  EXPECT_TRUE(test::eventually([&] {
+    const pid_t now = ask();
+    return now != 0 && now != first && !runs(first);
+  }));
+  EXPECT_TRUE(runs(r.pid()));
+  r.signal(SIGTERM);
+  EXPECT_EQ(r.result().code, 0);
+}
+
+TEST_F(RestartTest, a_lost_terminal_is_no_order_to_restart) {
+  const Fd master(::posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC));
+  ASSERT_EQ(::grantpt(master.get()), 0);
+  ASSERT_EQ(::unlockpt(master.get()), 0);
+  const std::string name = ::ptsname(master.get());
+  Running r = supervise({"--method", "close"}, "2", [&] {
+    ::setsid();
+    const int tty = ::open(name.c_str(), O_RDWR);
+    if (::ioctl(tty, TIOCSCTTY, 0) != 0) {
+      ::_exit(125);
+    }
+  });
+  ASSERT_TRUE(saw(r, "started")) << r.peek().err;
+  const pid_t first = ask();
+  const_cast<Fd&>(master).reset();
+  ASSERT_TRUE(test::eventually([&] {
+    return r.peek().err.find("terminal") != std::string::npos || ask() != first;
+  })) << r.peek().err;
+  EXPECT_EQ(ask(), first);
+  EXPECT_EQ(r.peek().out.find("restarted"), std::string::npos) << r.peek().out;
+  r.signal(SIGHUP);
+  EXPECT_TRUE(saw(r, "restarted")) << "one that a process sends still is";
+}
+
+TEST_F(RestartTest, sigquit_leaves_no_server_behind) {
+  Running r = supervise({});
+  ASSERT_TRUE(saw(r, "started")) << r.peek().err;
+  const pid_t first = ask();
+  r.signal(SIGQUIT);
+  EXPECT_EQ(r.result().code, 0);
+  EXPECT_FALSE(runs(first));
+}
+
+TEST_F(RestartTest, children_start_with_nothing_of_ours) {
+  const std::string said = "/tmp/ctl_test.child." + port();
+  Running r = supervise(
+      {}, "2",
+      [] {
+        ::signal(SIGPIPE, SIG_IGN);
+        ::signal(SIGUSR2, SIG_IGN);
+        sigset_t set;
+        ::sigemptyset(&set);
+        ::sigaddset(&set, SIGUSR1);
+        ::sigprocmask(SIG_BLOCK, &set, nullptr);
+      },
+      {"LISTEN_PID=1", "LISTEN_FDS=1", "LISTEN_FDNAMES=x", "WATCHDOG_PID=1",
+       "WATCHDOG_USEC=3000000"},
+      "cat /proc/self/status >" + said + "; env >>" + said + "; ");
+  ASSERT_TRUE(saw(r, "started")) << r.peek().err;
+  const std::string text = read(said);
+  ::unlink(said.c_str());
+  EXPECT_NE(text.find("SigBlk:\t0000000000000000\n"), std::string::npos) << text;
+  EXPECT_NE(text.find("SigIgn:\t0000000000000000\n"), std::string::npos) << text;
+  for (const char* name : {"NOTIFY_SOCKET=", "LISTEN_", "WATCHDOG_"}) {
+    EXPECT_EQ(text.find(std::string("\n") + name), std::string::npos) << text;
+  }
+}
+
+TEST_F(RestartTest, a_subreaper_reaps_orphans) {
+  Running r = supervise(
+      {}, "2", [] { ::prctl(PR_SET_CHILD_SUBREAPER, 1); }, {},
+      "(sleep 0.2 & echo $! >" + how_name() + ".orphan); ");
+  ASSERT_TRUE(saw(r, "started")) << r.peek().err;
+  const pid_t orphan = std::atoi(read(how_name() + ".orphan").c_str());
+  ::unlink((how_name() + ".orphan").c_str());
+  ASSERT_GT(orphan, 0);
+  EXPECT_TRUE(test::eventually([&] { return ::kill(orphan, 0) != 0; }, 5s));
+  EXPECT_EQ(zombies_of(r.pid()), 0);
+}
+
+TEST_F(RestartTest, stop_timeouts_run_side_by_side) {
+  Running r = supervise({"--method", "close", "--stop-timeout", "3"}, "2 stubborn");
+  ASSERT_TRUE(saw(r, "started")) << r.peek().err;
+  r.signal(SIGHUP);
+  ASSERT_TRUE(saw(r, "restarted")) << r.peek().err;
+  const auto start = std::chrono::steady_clock::now();
+  r.signal(SIGTERM);
+  EXPECT_EQ(r.result().code, 0);
+  EXPECT_LT(std::chrono::steady_clock::now() - start, 5s);
+}
+
+TEST_F(RestartTest, a_storm_of_sighups_is_one_or_a_few_restarts) {
+  Running r = supervise({"--method", "close"});
+  ASSERT_TRUE(saw(r, "started")) << r.peek().err;
+  const pid_t first = ask();
+  for (int i = 0; i < 40; i++) {
+    r.signal(SIGHUP);
+    std::this_thread::sleep_for(25ms);
+  }
+  ASSERT_TRUE(saw(r, "restarted")) << r.peek().err;
+  std::this_thread::sleep_for(3s);
+  const std::string& out = r.peek().out;
+  int restarts = 0;
+  for (auto at = out.find("\"restarted\""); at != std::string::npos;
+       at = out.find("\"restarted\"", at + 1)) {
+    restarts++;
+  }
+  EXPECT_LE(restarts, 3) << out;
+  EXPECT_NE(ask(), first);
+}
+
+TEST_F(RestartTest, a_late_ready_command_is_ended_with_its_process_group) {
+  const std::string said = "/tmp/ctl_test.ready." + port();
+  Running r =
+      supervise({"--ready-timeout", "1", "--ready",
+                 "test ! -e " + said + ".hang || { sleep 300 & echo $! >" + said + "; wait; }"});
+  ASSERT_TRUE(saw(r, "started")) << r.peek().err;
+  std::ofstream(said + ".hang") << "yes";
+  r.signal(SIGHUP);
+  ASSERT_TRUE(saw(r, "restart_failed")) << r.peek().err;
+  const pid_t sleeper = std::atoi(read(said).c_str());
+  ::unlink(said.c_str());
+  ::unlink((said + ".hang").c_str());
+  ASSERT_GT(sleeper, 0);
+  EXPECT_TRUE(test::eventually([&] { return !runs(sleeper); }, 2s));
+}
+
+TEST_F(RestartTest, the_watchdog_is_fed) {
+  listen_as_manager();
+  Running r = supervise({}, "2", {}, {"WATCHDOG_USEC=200000"});
+  ASSERT_TRUE(saw(r, "started")) << r.peek().err;
+  for (int i = 0; i < 3; i++) {
+    heard_ = "";
+    EXPECT_TRUE(hear("WATCHDOG=1", 2s)) << heard_;
+  }
+}
+
+TEST_F(RestartTest, tells_the_service_manager) {
+  listen_as_manager();
+  Running r = supervise({});
+  EXPECT_TRUE(hear("READY=1")) << heard_;
+  heard_.clear();
+  r.signal(SIGHUP);
+  EXPECT_TRUE(hear("RELOADING=1\nMONOTONIC_USEC=")) << heard_;
+  EXPECT_TRUE(hear("READY=1")) << heard_;
+  r.signal(SIGTERM);
+  EXPECT_TRUE(hear("STOPPING=1")) << heard_;
+  EXPECT_EQ(r.result().code, 0);
+}
+
+}  // namespace
+}  // namespace reuseport
