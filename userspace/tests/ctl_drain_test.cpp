@@ -6,8 +6,8 @@
 
 #include <cstring>
 #include <filesystem>
+#include <fstream>
 #include <optional>
-#include <thread>
 
 #include "support/ctl.hpp"
 
@@ -162,6 +162,21 @@ pid_t server_with_number(pid_t pid, const std::string& how) {
   return got;
 }
 
+/// Whether @p pid has a pidfd of process @p of.
+bool holds_pidfd_of(pid_t pid, pid_t of) {
+  std::error_code gone;
+  for (const auto& entry :
+       std::filesystem::directory_iterator("/proc/" + std::to_string(pid) + "/fdinfo", gone)) {
+    std::ifstream info(entry.path());
+    for (std::string line; std::getline(info, line);) {
+      if (line == "Pid:\t" + std::to_string(of)) {
+        return true;
+      }
+    }
+  }
+  return false;
+}
+
 TEST_F(CtlTest, a_recycled_number_is_neither_drained_nor_signalled) {
   if (::geteuid() != 0) {
     GTEST_SKIP() << "needs root to choose a process id";
@@ -170,11 +185,7 @@ TEST_F(CtlTest, a_recycled_number_is_neither_drained_nor_signalled) {
   const pid_t number = old.pid();
   auto drain = start_tool(
       {"drain", "--await-newcomer", "--timeout", "10", "--pid", pid_of(old), "--signal", "KILL"});
-  const auto polled = [&] {  // it is at it: the server's descriptors were looked at
-    return std::filesystem::exists("/proc/" + std::to_string(drain.pid()) + "/fd/4");
-  };
-  ASSERT_TRUE(test::eventually(polled));
-  std::this_thread::sleep_for(300ms);
+  ASSERT_TRUE(test::eventually([&] { return holds_pidfd_of(drain.pid(), number); }));
   drain.signal(SIGSTOP);
   old.kill(SIGKILL);
   ASSERT_EQ(server_with_number(number, port() + " 1"), number) << std::strerror(errno);
