@@ -33,7 +33,9 @@ typedef __u64 u64;
 #define TCP_LISTEN	10
 
 #define EPERM		1
+#define ENOENT		2
 #define EAGAIN		11
+#define ENOMEM		12
 #define EBUSY		16
 #define EINVAL		22
 #define ENOSPC		28
@@ -112,10 +114,15 @@ struct sock_common {
 	unsigned char skc_reuseport : 1;
 	unsigned char skc_ipv6only : 1;
 	int skc_bound_dev_if;
+	struct proto *skc_prot;
 	possible_net_t skc_net;
 	struct in6_addr skc_v6_rcv_saddr;
 	atomic64_t skc_cookie;
 	struct hlist_nulls_node skc_nulls_node;
+};
+
+struct proto {
+	int *per_cpu_fw_alloc;
 };
 
 struct sock_reuseport {
@@ -124,8 +131,27 @@ struct sock_reuseport {
 	struct bpf_prog *prog;
 };
 
+/* include/linux/cgroup-defs.h, include/linux/kernfs.h */
+struct kernfs_node {
+	u64 id;
+};
+
+struct cgroup_subsys_state {
+	struct cgroup_subsys_state *parent;
+};
+
+struct cgroup {
+	struct cgroup_subsys_state self;
+	struct kernfs_node *kn;
+};
+
+struct sock_cgroup_data {
+	struct cgroup *cgroup;
+};
+
 struct sock {
 	struct sock_common __sk_common;
+	struct sock_cgroup_data sk_cgrp_data;
 	u16 sk_type;
 	u16 sk_protocol;
 	u32 sk_ack_backlog;
@@ -164,6 +190,20 @@ struct bpf_iter__tcp {
 /* kernel/rcu/tree.h */
 struct rcu_state {
 	unsigned long gp_seq_polled;
+};
+
+struct rcu_node {
+	unsigned long gp_seq;
+	struct rcu_node *parent;
+};
+
+struct rcu_data {
+	struct rcu_node *mynode;
+};
+
+/* include/linux/bpf.h */
+struct bpf_array {
+	void *pptrs[1];
 };
 
 #pragma clang attribute pop

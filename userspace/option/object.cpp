@@ -2,7 +2,10 @@
 #include "option/object.hpp"
 
 #include <bpf/bpf.h>
+#include <bpf/btf.h>
 #include <fcntl.h>
+#include <netinet/in.h>
+#include <poll.h>
 #include <sched.h>
 #include <sys/random.h>
 #include <sys/socket.h>
@@ -13,6 +16,7 @@
 #include <cstddef>
 #include <cstring>
 #include <ctime>
+#include <string_view>
 #include <thread>
 
 #include "option/elf.h"
@@ -44,6 +48,36 @@ std::string hint_for(int errnum) {
     case ENOMEM: return "not enough memory for the tables";
     default: return {};
   }
+}
+
+/// Where BTF says the per-CPU variables are that call_find_rcu() needs.
+Status per_cpu_offsets(table::call& call) {
+  const std::unique_ptr<btf, void (*)(btf*)> kernel(btf__load_vmlinux_btf(), btf__free);
+  if (!kernel) {
+    return fail("load the kernel's BTF", ESRCH, hint_for(ESRCH));
+  }
+  const int id = btf__find_by_name_kind(kernel.get(), ".data..percpu", BTF_KIND_DATASEC);
+  const btf_type* section =
+      id > 0 ? btf__type_by_id(kernel.get(), static_cast<__u32>(id)) : nullptr;
+  for (int i = 0; section != nullptr && i < btf_vlen(section); i++) {
+    const btf_var_secinfo& where = btf_var_secinfos(section)[i];
+    const btf_type* variable = btf__type_by_id(kernel.get(), where.type);
+    const std::string_view name = btf__name_by_offset(kernel.get(), variable->name_off);
+    if (name == "rcu_data") {
+      call.rcu_data = where.offset;
+    } else if (name == "tcp_memory_per_cpu_fw_alloc") {
+      call.fw_alloc = where.offset;
+    }
+  }
+  return {};
+}
+
+/// Whatever closes a bound UDP socket has RCU free it: a grace period begins, on one CPU and with
+/// nohz_full, too.
+void hurry_grace_period() {
+  const Fd fd(::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+  const sockaddr_in any{AF_INET, 0, {}, {}};
+  static_cast<void>(::bind(fd.get(), reinterpret_cast<const sockaddr*>(&any), sizeof(any)));
 }
 
 /// libbpf reports on stderr unless told otherwise; its last line says best what is missing.
@@ -97,6 +131,17 @@ Status in_netns(int netns, const std::function<Status()>& body) {
     result = body();
   }).join();
   return result;
+}
+
+Status refuse_own_option() {
+  const Fd fd(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  reuseport_listen_info info{};
+  socklen_t len = sizeof(info);
+  if (fd && ::getsockopt(fd.get(), SOL_SOCKET, SO_REUSEPORT_LISTEN_OFF, &info, &len) == 0 &&
+      (info.flags & REUSEPORT_LISTEN_F_BPF) == 0) {
+    return fail("start", EEXIST, own_option);
+  }
+  return {};
 }
 
 Result<std::uint64_t> cookie_of(int fd) {
@@ -191,14 +236,13 @@ int Object::program_fd(const char* name) const {
   return bpf_program__fd(program(name));
 }
 
-Status Object::find_namespace() {
+Status Object::find_namespace(table::look& look) const {
   bpf_test_run_opts options{};
   options.sz = sizeof(options);
   if (bpf_prog_test_run_opts(program_fd("find_namespace"), &options) != 0) {
     return bpf_fail("bpf(BPF_PROG_TEST_RUN, find_namespace)", errno);
   }
   const std::uint32_t zero = 0;
-  table::look look{};
   if (bpf_map_lookup_elem(map(".data.look"), &zero, &look) != 0) {
     return bpf_fail("bpf(BPF_MAP_LOOKUP_ELEM, look)", errno);
   }
@@ -209,7 +253,7 @@ Status Object::find_namespace() {
   return {};
 }
 
-Result<std::vector<std::uint64_t>> Object::find_listeners() {
+Result<std::vector<std::uint64_t>> Object::find_listeners() const {
   const std::unique_ptr<bpf_link, int (*)(bpf_link*)> link(
       bpf_program__attach_iter(program("find_listeners"), nullptr), bpf_link__destroy);
   if (!link) {
@@ -246,6 +290,51 @@ Status Object::run(const char* program, table::call& call) const {
     return bpf_fail(std::string("bpf(BPF_PROG_TEST_RUN, ") + program + ")", errno);
   }
   return {};
+}
+
+Status Object::see_grace_periods() const {
+  table::call call{};
+  if (auto offsets = per_cpu_offsets(call); !offsets) {
+    return offsets;
+  }
+  // any TCP socket will do to find the way in
+  const Fd listener(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  if (!listener || ::listen(listener.get(), 1) != 0) {
+    return fail("listen", errno);
+  }
+  const auto cookie = cookie_of(listener.get());
+  if (!cookie) {
+    return tl::unexpected(cookie.error());
+  }
+  const auto value = static_cast<std::uint64_t>(listener.get());
+  if (bpf_map_update_elem(map("listeners"), &*cookie, &value, BPF_ANY) != 0) {
+    return bpf_fail("bpf(BPF_MAP_UPDATE_ELEM, listeners)", errno);
+  }
+  call.cookie = *cookie;
+  const auto found = run("call_find_rcu", call);
+  bpf_map_delete_elem(map("listeners"), &*cookie);
+  if (!found) {
+    return found;
+  }
+
+  // then see one pass
+  call.cookie = 0;
+  if (auto ran = run("call_grace_period", call); !ran) {
+    return ran;
+  }
+  for (int tries = 0; tries < 200; tries++) {
+    hurry_grace_period();
+    if (auto ran = run("call_grace_period", call); !ran) {
+      return ran;
+    }
+    if (call.error == 0) {
+      return {};
+    }
+    ::poll(nullptr, 0, 10);
+  }
+  return fail(
+      "look for grace periods", ENOTSUP,
+      "the kernel does not say where it counts them (CONFIG_KALLSYMS_ALL), or is locked down");
 }
 
 Status Object::wait_grace_period() {

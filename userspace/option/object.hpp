@@ -25,6 +25,11 @@ namespace reuseport::option {
 /// An Error of a BPF call, with what to do about it where that is known.
 [[nodiscard]] tl::unexpected<Error> bpf_fail(std::string call, int errnum);
 
+/// The hint of the error that refuse_own_option() gives.
+inline constexpr const char* own_option = "the kernel has SO_REUSEPORT_LISTEN_OFF itself";
+/// EEXIST where the kernel has the option itself: that one wins.
+[[nodiscard]] Status refuse_own_option();
+
 /// Runs @p body in the network namespace @p netns; -1: where the caller is. In a thread of its own,
 /// so the caller's namespace does not change.
 [[nodiscard]] Status in_netns(int netns, const std::function<Status()>& body);
@@ -48,12 +53,16 @@ class Object {
   [[nodiscard]] int program_fd(const char* name) const;
   [[nodiscard]] bpf_object* get() const { return object_.get(); }
 
-  /// Fills in `look` for the namespace: the caller is in it.
-  [[nodiscard]] Status find_namespace();
+  /// Fills in `look` for the namespace that the caller is in, and gives it.
+  [[nodiscard]] Status find_namespace(table::look& look) const;
   /// Puts the listeners on `wanted` ports into `listeners`; their cookies.
-  [[nodiscard]] Result<std::vector<std::uint64_t>> find_listeners();
+  [[nodiscard]] Result<std::vector<std::uint64_t>> find_listeners() const;
   /// Runs a call_* program. Its own answer is in call.error.
   [[nodiscard]] Status run(const char* program, table::call& call) const;
+
+  /// Makes sure that the programs can see grace periods pass by themselves, as setsockopt() and
+  /// getsockopt() of others need it. ENOTSUP: they cannot.
+  [[nodiscard]] Status see_grace_periods() const;
 
   /// Waits until all CPUs have left what they are in, and says so to the programs.
   [[nodiscard]] Status wait_grace_period();

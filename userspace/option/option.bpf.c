@@ -3,7 +3,8 @@
  * SO_REUSEPORT_LISTEN_OFF for a kernel that does not have it.
  *
  *	choose		sk_lookup: which listener a new connection gets
- *	...		the option, for the processes of a cgroup
+ *	set_option	the option itself, for the processes of a cgroup; and
+ *	get_option	see_bound, see_listening, see_closing: its listeners
  *	call_*		the same for a tool, by BPF_PROG_TEST_RUN
  *	find_*		what a tool needs to begin with
  *
@@ -398,6 +399,340 @@ int choose(struct bpf_sk_lookup *ctx)
 	return SK_PASS;
 }
 
+/* --- the option itself, for the processes of a cgroup --- */
+
+/* Network namespaces in which it is enabled, by cookie. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1024);
+	__type(key, u64);
+	__type(value, u8);
+} namespaces SEC(".maps");
+
+/* For user space alone */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, struct about);
+} about SEC(".maps");
+
+/* What a socket keeps while it is in no group. */
+struct kept {
+	u64 settled;		/* rcu_snapshot() of its last change */
+	u32 mode;
+	int refused;		/* why it is in no group although it listens */
+	bool was_hashed;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct kept);
+} keepsakes SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, u32);
+} hurry SEC(".maps");
+
+/*
+ * Makes a grace period happen: what is deleted here is freed after one. On a
+ * busy machine one is never far; on an idle one nobody else may ask for it.
+ */
+#define hurry_grace_period(sk)						\
+({									\
+	bpf_sk_storage_get(&hurry, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE); \
+	bpf_sk_storage_delete(&hurry, sk);				\
+})
+
+static __always_inline bool is_enabled(u64 netns)
+{
+	return bpf_map_lookup_elem(&namespaces, &netns);
+}
+
+static __always_inline bool is_supported(const struct bpf_sock *sk)
+{
+	return (sk->family == AF_INET || sk->family == AF_INET6) &&
+	       sk->type == SOCK_STREAM && sk->protocol == IPPROTO_TCP;
+}
+
+static __always_inline int adopt(const struct sock *sk, u64 cookie, u64 netns);
+static __always_inline int set_mode(const struct sock *sk, struct member *m,
+				    u32 mode);
+
+static __always_inline int set_option_of(struct bpf_sockopt *ctx)
+{
+	struct bpf_sock *socket = ctx->sk;
+	const struct sock *sk;
+	struct kept *kept;
+	struct member *m;
+	struct group *g;
+	u64 cookie;
+	int *mode = ctx->optval;
+	u32 to;
+	u8 state;
+	int err;
+
+	if ((void *)(mode + 1) > ctx->optval_end)
+		return -EINVAL;
+	to = *mode;
+	if (!socket)
+		return -EOPNOTSUPP;
+	if (!is_supported(socket))
+		return -EOPNOTSUPP;
+	if (to > REUSEPORT_LISTEN_STANDBY)
+		return -EINVAL;
+	sk = address_of(socket);
+	state = BPF_CORE_READ(sk, __sk_common.skc_state);
+	if (!has_reuseport(sk) || (state != TCP_CLOSE && state != TCP_LISTEN))
+		return -EINVAL;
+	kept = bpf_sk_storage_get(&keepsakes, socket, NULL,
+				  BPF_SK_STORAGE_GET_F_CREATE);
+	if (!kept)
+		return -ENOMEM;
+
+	cookie = cookie_of(sk);
+	m = bpf_map_lookup_elem(&members, &cookie);
+	g = m ? group_of(m) : NULL;
+	if (state == TCP_LISTEN) {
+		if (!g)
+			return kept->refused ?: -EAGAIN;
+		err = set_mode(sk, m, to);
+		if (err)
+			return err;
+	} else if (g) {
+		/* bound: who is about to listen must not be chosen then */
+		move(g, m->slot, ASIDE, to != REUSEPORT_LISTEN_ON);
+	}
+	if (kept->mode != to) {
+		kept->mode = to;
+		kept->settled = rcu_snapshot();
+	}
+	return 0;
+}
+
+SEC("cgroup/setsockopt")
+int set_option(struct bpf_sockopt *ctx)
+{
+	int err;
+
+	if (ctx->level != SOL_SOCKET || ctx->optname != SO_REUSEPORT_LISTEN_OFF ||
+	    !is_enabled(bpf_get_netns_cookie(ctx)))
+		return 1;
+	err = set_option_of(ctx);
+	if (err) {
+		bpf_set_retval(err);
+		return 0;
+	}
+	ctx->optlen = -1;	/* the kernel has nothing more to do */
+	return 1;
+}
+
+static __always_inline int get_option_of(struct bpf_sockopt *ctx,
+					 struct reuseport_listen_info *info)
+{
+	struct bpf_sock *socket = ctx->sk;
+	const struct sock *sk;
+	struct kept *kept;
+	struct member *m;
+	struct group *g;
+	u64 cookie;
+
+	if (!socket)
+		return -EOPNOTSUPP;
+	if (!is_supported(socket))
+		return -EOPNOTSUPP;
+	sk = address_of(socket);
+	cookie = cookie_of(sk);
+	m = bpf_map_lookup_elem(&members, &cookie);
+	g = m ? group_of(m) : NULL;
+	if (g && slot_at(g, m->slot)->section != ASIDE) {
+		if (tell(sk, m, g, info))
+			hurry_grace_period(socket);
+		return 0;
+	}
+	info->flags = REUSEPORT_LISTEN_F_BPF;
+	kept = bpf_sk_storage_get(&keepsakes, socket, NULL, 0);
+	if (kept)
+		info->mode = kept->mode;
+	if (BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_LISTEN) {
+		/* not known to the table, so ON */
+		const struct inet_connection_sock *icsk = (const void *)sk;
+
+		info->mode = REUSEPORT_LISTEN_ON;
+		info->handshakes =
+			BPF_CORE_READ(icsk, icsk_accept_queue.qlen.counter);
+		info->queued = BPF_CORE_READ(sk, sk_ack_backlog);
+	} else if (!kept || !kept->was_hashed || rcu_is_over(kept->settled)) {
+		info->flags |= REUSEPORT_LISTEN_F_SETTLED;
+	} else {
+		hurry_grace_period(socket);
+	}
+	return 0;
+}
+
+SEC("cgroup/getsockopt")
+int get_option(struct bpf_sockopt *ctx)
+{
+	struct reuseport_listen_info info = {};
+	u8 *to = ctx->optval, *from = (u8 *)&info;
+	u32 i;
+	int err;
+
+	if (ctx->level != SOL_SOCKET || ctx->optname != SO_REUSEPORT_LISTEN_OFF ||
+	    ctx->retval != -ENOPROTOOPT || !is_enabled(bpf_get_netns_cookie(ctx)))
+		return 1;
+	err = get_option_of(ctx, &info);
+	if (err) {
+		bpf_set_retval(err);
+		return 1;
+	}
+	for (i = 0; i < sizeof(info); i++) {
+		if ((void *)(to + i + 1) > ctx->optval_end)
+			break;
+		to[i] = from[i];
+	}
+	ctx->optlen = i;
+	ctx->retval = 0;
+	return 1;
+}
+
+/*
+ * A TCP socket is taken in when it is bound: once it listens, lookups come by
+ * it, before any program is told.
+ */
+static __always_inline void see_bound(struct bpf_sock *socket, u64 cookie,
+				      u64 netns)
+{
+	const struct sock *sk = address_of(socket);
+	struct kept *kept;
+	struct member *m;
+	struct group *g;
+
+	if (!has_reuseport(sk) || bpf_map_lookup_elem(&members, &cookie) ||
+	    join(sk, cookie, netns))
+		return;
+	kept = bpf_sk_storage_get(&keepsakes, socket, NULL, 0);
+	if (!kept || kept->mode == REUSEPORT_LISTEN_ON)
+		return;
+	m = bpf_map_lookup_elem(&members, &cookie);
+	g = m ? group_of(m) : NULL;
+	if (g)
+		move(g, m->slot, ASIDE, true);
+}
+
+SEC("cgroup/post_bind4")
+int see_bound4(struct bpf_sock *sk)
+{
+	u64 netns = bpf_get_netns_cookie(sk);
+
+	if (sk->protocol == IPPROTO_TCP && is_enabled(netns))
+		see_bound(sk, bpf_get_socket_cookie(sk), netns);
+	return 1;
+}
+
+SEC("cgroup/post_bind6")
+int see_bound6(struct bpf_sock *sk)
+{
+	u64 netns = bpf_get_netns_cookie(sk);
+
+	if (sk->protocol == IPPROTO_TCP && is_enabled(netns))
+		see_bound(sk, bpf_get_socket_cookie(sk), netns);
+	return 1;
+}
+
+/* listen(2): the socket is hashed. */
+SEC("sockops")
+int see_listening(struct bpf_sock_ops *ctx)
+{
+	struct bpf_sock *socket;
+	const struct sock *sk;
+	struct group_key key;
+	struct kept *kept;
+	struct member *m;
+	struct group *g;
+	u64 cookie, netns;
+	u32 mode;
+	int err;
+
+	if (ctx->op != BPF_SOCK_OPS_TCP_LISTEN_CB)
+		return 1;
+	netns = bpf_get_netns_cookie(ctx);
+	socket = ctx->sk;
+	if (!socket || !is_enabled(netns))
+		return 1;
+	sk = address_of(socket);
+	cookie = bpf_get_socket_cookie(ctx);
+	m = bpf_map_lookup_elem(&members, &cookie);
+	if (!m && !has_reuseport(sk))
+		return 1;
+	if (BPF_CORE_READ((const struct tcp_sock *)sk, is_mptcp))
+		return 1;
+	kept = bpf_sk_storage_get(&keepsakes, socket, NULL,
+				  BPF_SK_STORAGE_GET_F_CREATE);
+	if (!kept)
+		return 1;
+
+	err = bpf_sock_hash_update(ctx, &listeners, &cookie, BPF_ANY);
+	if (m) {
+		describe(sk, netns, &key);
+		g = group_of(m);
+		if (g && (err || !same_key(&key, &m->key))) {
+			/* cannot be chosen, or has a new address */
+			let_go(g, slot_at(g, m->slot));
+			m = NULL;
+		}
+	}
+	if (!err && !m)
+		err = join(sk, cookie, netns);
+	kept->refused = err;
+	kept->was_hashed = true;
+	if (err) {
+		bpf_map_delete_elem(&listeners, &cookie);
+		return 1;
+	}
+	m = bpf_map_lookup_elem(&members, &cookie);
+	g = m ? group_of(m) : NULL;
+	if (!g)
+		return 1;
+	mode = kept->mode;
+	slot_at(g, m->slot)->closing = false;
+	move(g, m->slot, section_of(mode), mode != REUSEPORT_LISTEN_ON);
+	if (mode != REUSEPORT_LISTEN_ON)
+		start_looking_after(g);
+	return 1;
+}
+
+/* The last close(2), before the socket is out of the kernel's table. */
+SEC("cgroup/sock_release")
+int see_closing(struct bpf_sock *socket)
+{
+	const struct sock *sk;
+	struct member *m;
+	struct group *g;
+	u64 cookie;
+
+	if (socket->protocol != IPPROTO_TCP)
+		return 1;
+	sk = address_of(socket);
+	cookie = cookie_of(sk);
+	if (!cookie)
+		return 1;
+	m = bpf_map_lookup_elem(&members, &cookie);
+	g = m ? group_of(m) : NULL;
+	if (!g)
+		return 1;
+	if (BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_LISTEN)
+		set_aside(g, m->slot);
+	else
+		let_go(g, slot_at(g, m->slot));
+	return 1;
+}
+
 /* --- what a tool asks for, by BPF_PROG_TEST_RUN --- */
 
 /*
@@ -503,6 +838,7 @@ int call_get_info(struct __sk_buff *skb)
 	struct call *call = call_in(skb);
 	struct bpf_sock *sk;
 	struct member *m;
+	u32 known, there;
 	struct group *g;
 	u64 cookie;
 
@@ -519,6 +855,9 @@ int call_get_info(struct __sk_buff *skb)
 		tell(address_of(sk), m, g, &info);
 		call->error = 0;
 		call->info = info;
+		known = count_all(g->counts);
+		there = num_socks_of(address_of(sk));
+		call->unknown = there > known ? there - known : 0;
 	}
 	bpf_sk_release(sk);
 	return 0;
@@ -543,6 +882,79 @@ int find_namespace(void *ctx)
 	return 0;
 }
 
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, u64);
+} per_cpu SEC(".maps");
+
+/*
+ * Finds the root of RCU's tree where kallsyms does not name it. It is reached
+ * from the rcu_data of any CPU; of that, BTF says where in .data..percpu it is.
+ * Two more things are needed: where that section is, which a variable in it
+ * tells that struct proto points to, and how far this CPU's copy is from it,
+ * which any value of a per-CPU map tells.
+ */
+SEC("tc")
+int call_find_rcu(struct __sk_buff *skb)
+{
+	struct common *all = common_to_all();
+	struct call *call = call_in(skb);
+	struct bpf_array *array;
+	struct rcu_node *node, *parent;
+	struct rcu_data *data;
+	struct bpf_sock *socket;
+	const struct sock *sk;
+	u64 value, section;
+	u64 *on_this_cpu;
+	u32 zero = 0, i;
+	u64 cookie;
+
+	if (!call || !all)
+		return -1;
+	cookie = call->cookie;
+	call->error = -EINVAL;
+	socket = bpf_map_lookup_elem(&listeners, &cookie);
+	if (!socket)
+		return 0;
+	sk = address_of(socket);
+	bpf_sk_release(socket);
+	section = (u64)BPF_CORE_READ(sk, __sk_common.skc_prot, per_cpu_fw_alloc) -
+		  call->fw_alloc;
+	on_this_cpu = bpf_map_lookup_elem(&per_cpu, &zero);
+	if (!on_this_cpu)
+		return 0;
+	value = (u64)address_of(on_this_cpu);
+	array = (struct bpf_array *)address_of(&per_cpu);
+	data = (struct rcu_data *)(section + call->rcu_data + value -
+				   (u64)BPF_CORE_READ(array, pptrs[0]));
+	node = BPF_CORE_READ(data, mynode);
+	for (i = 0; i < 4; i++) {
+		parent = BPF_CORE_READ(node, parent);
+		if (!parent)
+			break;
+		node = parent;
+	}
+	all->rcu_root = (u64)node;
+	call->error = node ? 0 : -ENOENT;
+	return 0;
+}
+
+/* Takes a snapshot where call->cookie is 0; else says whether it is over. */
+SEC("tc")
+int call_grace_period(struct __sk_buff *skb)
+{
+	struct call *call = call_in(skb);
+
+	if (!call)
+		return -1;
+	if (!call->cookie)
+		call->cookie = rcu_snapshot();
+	call->error = rcu_is_over(call->cookie) ? 0 : -EAGAIN;
+	return 0;
+}
+
 /* Ports whose listeners a tool wants. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -551,9 +963,35 @@ struct {
 	__type(value, u8);
 } wanted SEC(".maps");
 
+/* Cgroups whose listeners `enable` adopts, by id. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1024);
+	__type(key, u64);
+	__type(value, u8);
+} cgroups SEC(".maps");
+
+#define MAX_DEPTH 32	/* of cgroups */
+
+static __always_inline bool in_scope(const struct sock *sk)
+{
+	struct cgroup *cgroup = BPF_CORE_READ(sk, sk_cgrp_data.cgroup);
+	u64 id;
+	u32 i;
+
+	for (i = 0; i < MAX_DEPTH && cgroup; i++) {
+		id = BPF_CORE_READ(cgroup, kn, id);
+		if (bpf_map_lookup_elem(&cgroups, &id))
+			return true;
+		/* a cgroup begins with its own cgroup_subsys_state */
+		cgroup = (struct cgroup *)BPF_CORE_READ(cgroup, self.parent);
+	}
+	return false;
+}
+
 /*
- * Run in the namespace: puts its listeners on those ports into `listeners`, and
- * gives their cookies to who reads.
+ * Run in the namespace: puts its listeners on those ports, and those of the
+ * cgroups, into `listeners`, and gives their cookies to who reads.
  */
 SEC("iter/tcp")
 int find_listeners(struct bpf_iter__tcp *ctx)
@@ -566,7 +1004,8 @@ int find_listeners(struct bpf_iter__tcp *ctx)
 	    !has_reuseport((const struct sock *)skc))
 		return 0;
 	port = BPF_CORE_READ(skc, skc_num);
-	if (!bpf_map_lookup_elem(&wanted, &port))
+	if (!bpf_map_lookup_elem(&wanted, &port) &&
+	    !in_scope((const struct sock *)skc))
 		return 0;
 	cookie = bpf_get_socket_cookie(skc);
 	if (!bpf_map_update_elem(&listeners, &cookie, skc, BPF_ANY))

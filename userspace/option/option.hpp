@@ -87,6 +87,68 @@ class Session {
   std::unique_ptr<Parts> parts_;
 };
 
+/// Where a Scope is pinned.
+inline constexpr const char* pins = "/sys/fs/bpf/reuseport";
+
+/// What enable() did.
+struct Enabled {
+  bool first = false;  ///< nothing was enabled before
+  bool new_cgroup = false;
+  bool new_namespace = false;
+  std::size_t listeners = 0;  ///< known in this namespace now
+  std::size_t refused = 0;    ///< listeners that could not be taken in: they stay unknown
+  std::size_t foreign = 0;    ///< other sk_lookup programs: what they choose is obeyed
+};
+
+/// Makes setsockopt() and getsockopt() of SO_REUSEPORT_LISTEN_OFF work, for sockets made in
+/// @p cgroup (a descriptor of its directory, cgroup2) and below, in network namespace @p netns (-1:
+/// the caller's own). Adopts the listeners there are; later ones are seen by themselves. What is
+/// enabled already stays so, its programs are replaced by these, and what is new is adopted. On
+/// failure what was enabled before is as it was.
+[[nodiscard]] Result<Enabled> enable(int cgroup, int netns = -1,
+                                     GroupSize size = GroupSize::normal);
+
+/// Takes everything away. EBUSY: sockets that are not ON would get connections again; @p force does
+/// it all the same. ENOENT: nothing is enabled.
+[[nodiscard]] Status disable(bool force = false);
+
+/// A group as `status` shows it.
+struct GroupState {
+  std::string address;  ///< "127.0.0.1:80", "[::]:80"
+  std::uint32_t id = 0;
+  std::uint32_t uid = 0;
+  std::uint32_t device = 0;
+  std::uint64_t netns = 0;  ///< cookie
+  std::uint32_t on = 0, standby = 0, off = 0;
+  std::uint32_t aside = 0;    ///< about to listen, or closing
+  std::uint32_t unknown = 0;  ///< listeners of the kernel's group that are not in this one
+};
+
+struct ScopeState {
+  bool enabled = false;
+  std::chrono::system_clock::time_point since;
+  GroupSize size = GroupSize::normal;
+  struct Cgroup {
+    std::uint64_t id = 0;
+    std::string path;  ///< empty: it is gone
+  };
+  struct Namespace {
+    std::uint64_t cookie = 0;
+    std::uint64_t inode = 0;  ///< of /proc/PID/ns/net; 0: it is gone
+  };
+  std::vector<Cgroup> cgroups;
+  std::vector<Namespace> namespaces;
+  std::vector<GroupState> groups;
+};
+
+/// What is enabled. Needs the same privileges.
+[[nodiscard]] Result<ScopeState> state();
+
+/// The directory where cgroup2 is mounted, from mountinfo. ENOENT: nowhere.
+[[nodiscard]] Result<std::string> cgroup2_mount();
+/// The cgroup2 directory of a process.
+[[nodiscard]] Result<std::string> cgroup_of(pid_t pid);
+
 }  // namespace reuseport::option
 
 #endif  // REUSEPORT_OPTION_OPTION_HPP

@@ -13,8 +13,6 @@ namespace reuseport::option {
 
 namespace {
 
-constexpr const char* own_option = "the kernel has SO_REUSEPORT_LISTEN_OFF itself";
-
 Result<std::uint16_t> port_of(int fd) {
   sockaddr_in6 bound{};
   socklen_t len = sizeof(bound);
@@ -25,16 +23,6 @@ Result<std::uint16_t> port_of(int fd) {
     return fail("adopt", EOPNOTSUPP, "only TCP over IPv4 and IPv6");
   }
   return ntohs(bound.sin6_port);  // at the same place in sockaddr_in
-}
-
-Status refuse_own_option() {
-  const Fd fd(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-  int mode = 0;
-  socklen_t len = sizeof(mode);
-  if (fd && ::getsockopt(fd.get(), SOL_SOCKET, SO_REUSEPORT_LISTEN_OFF, &mode, &len) == 0) {
-    return fail("start", EEXIST, own_option);
-  }
-  return {};
 }
 
 }  // namespace
@@ -106,7 +94,8 @@ Result<Session> Session::start(int netns, GroupSize size) {
   if (!parts->netns) {
     return fail("open(/proc/thread-self/ns/net)", errno);
   }
-  if (auto ok = in_netns(netns, [&] { return parts->object.find_namespace(); }); !ok) {
+  table::look look{};
+  if (auto ok = in_netns(netns, [&] { return parts->object.find_namespace(look); }); !ok) {
     return tl::unexpected(ok.error());
   }
   parts->link.reset(bpf_link_create(parts->object.program_fd("choose"), parts->netns.get(),

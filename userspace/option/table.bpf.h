@@ -76,7 +76,14 @@ struct {
 	__type(value, u32);
 } users SEC(".maps");
 
-/* Those user space has waited for; see rcu_snapshot() */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, struct common);
+} common SEC(".maps");
+
+/* Written by user space; see rcu_snapshot(). */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
@@ -84,52 +91,92 @@ struct {
 	__type(value, struct grace_periods);
 } grace_periods SEC(".maps");
 
-u32 last_group_id;
 const volatile struct settings settings SEC(".rodata.settings");
+
+static __always_inline struct common *common_to_all(void)
+{
+	u32 zero = 0;
+
+	return bpf_map_lookup_elem(&common, &zero);
+}
 
 /* --- grace periods --- */
 
 /*
  * What get_state_synchronize_rcu() and poll_state_synchronize_rcu() look at
  * (kernel/rcu/tree.c). A kernel without CONFIG_KALLSYMS_ALL does not say where
- * that is; there, user space counts the grace periods it has waited for.
+ * that is. There, the root of RCU's tree has nearly the same: it gets a new
+ * number before any CPU can pass through that grace period, and the next one
+ * after all have. call_find_rcu() finds it. Without that, too, user space counts
+ * the grace periods it has waited for.
  */
 extern const void rcu_state __ksym __weak;
-#define RCU_SEQ_STATE_MASK	3
 
-static __always_inline u64 gp_seq_polled(void)
+static __always_inline bool rcu_sequence(const struct common *all, u64 *sequence)
 {
-	return BPF_CORE_READ((const struct rcu_state *)&rcu_state,
-			     gp_seq_polled);
+	const struct rcu_state *state = &rcu_state;
+	const struct rcu_node *root = (const struct rcu_node *)all->rcu_root;
+
+	if (state)
+		*sequence = BPF_CORE_READ(state, gp_seq_polled);
+	else if (root)
+		*sequence = BPF_CORE_READ(root, gp_seq);
+	else
+		return false;
+	return true;
+}
+
+static __always_inline struct grace_periods *waited_for(void)
+{
+	u32 zero = 0;
+
+	return bpf_map_lookup_elem(&grace_periods, &zero);
 }
 
 /* When rcu_is_over() this, everybody who is in a lookup now has left it. */
 static __always_inline u64 rcu_snapshot(void)
 {
-	struct grace_periods *waited;
-	u64 barrier = 0;
-	u32 zero = 0;
+	struct grace_periods *waited = waited_for();
+	struct common *all = common_to_all();
+	u64 sequence, order;
 
-	waited = bpf_map_lookup_elem(&grace_periods, &zero);
-	if (!waited)
+	if (!all || !waited)
 		return NEVER;
-	/* what was changed before is seen by who begins a lookup from here on */
-	__sync_fetch_and_add(&waited->barrier, barrier);
-	if (&rcu_state)
-		return (gp_seq_polled() + 2 * RCU_SEQ_STATE_MASK + 1) &
-		       ~(u64)RCU_SEQ_STATE_MASK;
+	/*
+	 * What was changed before is seen by who begins a lookup from here on.
+	 * Only an atomic that fetches is a full barrier.
+	 */
+	order = __sync_fetch_and_add(&all->barrier, 1);
+	barrier_var(order);
+	/* rcu_seq_snap(), kernel/rcu/rcu.h */
+	if (rcu_sequence(all, &sequence))
+		return (sequence + 7) & ~3ULL;
 	return *(volatile u64 *)&waited->begun + 1;
 }
 
 static __always_inline bool rcu_is_over(u64 snapshot)
 {
-	struct grace_periods *waited;
-	u32 zero = 0;
+	struct grace_periods *waited = waited_for();
+	struct common *all = common_to_all();
+	u64 sequence;
 
-	if (&rcu_state)
-		return (long long)(gp_seq_polled() - snapshot) >= 0;
-	waited = bpf_map_lookup_elem(&grace_periods, &zero);
-	return waited && *(volatile u64 *)&waited->over >= snapshot;
+	if (!all || !waited)
+		return false;
+	if (rcu_sequence(all, &sequence))
+		return (long long)(sequence - snapshot) >= 0;
+	return *(volatile u64 *)&waited->over >= snapshot;
+}
+
+static __always_inline bool same_key(const struct group_key *a,
+				     const struct group_key *b)
+{
+	const u64 *x = (const u64 *)a, *y = (const u64 *)b;
+	u32 i;
+
+	for (i = 0; i < sizeof(*a) / sizeof(*x); i++)
+		if (x[i] != y[i])
+			return false;
+	return true;
 }
 
 /* --- counts --- */
@@ -332,13 +379,14 @@ static __always_inline void uncharge(u32 uid)
 static __always_inline struct group *find_or_make(const struct group_key *key)
 {
 	struct group *g = bpf_map_lookup_elem(&groups, key);
+	struct common *all = common_to_all();
 	struct new_group *template;
 	u32 zero = 0;
 
 	if (g)
 		return g;
 	template = bpf_map_lookup_elem(&new_group, &zero);
-	if (!template)
+	if (!template || !all)
 		return NULL;
 	bpf_map_update_elem(&groups, key, template, BPF_NOEXIST);
 	g = bpf_map_lookup_elem(&groups, key);
@@ -347,7 +395,7 @@ static __always_inline struct group *find_or_make(const struct group_key *key)
 	g->port = key->port;
 	g->salt = salt_of(key->netns);
 	__sync_val_compare_and_swap(&g->id, 0,
-				    __sync_fetch_and_add(&last_group_id, 1) + 1);
+				    __sync_fetch_and_add(&all->last_group_id, 1) + 1);
 	return g;
 }
 
@@ -493,7 +541,9 @@ static long sweep_one(u32 i, struct group **group)
 	s = slot_at(g, slot_at(g, n - 1 - i)->perm);
 	if (s->section == FREE || is_listening(s))
 		return 0;
-	if (s->section != ASIDE || s->closing)
+	/* who is about to listen stays, unless it is gone */
+	if (s->section != ASIDE || s->closing ||
+	    cookie_of((const struct sock *)s->sk) != s->cookie)
 		let_go(g, s);
 	return 0;
 }

@@ -80,13 +80,36 @@ struct call {
 	__u64 cookie;
 	__s32 error;		/* out: 0 or a negative errno */
 	__u32 mode;
+	__u32 rcu_data;		/* in, call_find_rcu(): offsets in .data..percpu */
+	__u32 fw_alloc;
+	__u32 unknown;		/* out: in the kernel's group, not in ours */
 	struct reuseport_listen_info info;	/* out */
 };
 
+/* What all programs share. */
+struct common {
+	__u64 barrier;		/* no value: an atomic to order by */
+	__u64 rcu_root;		/* address of struct rcu_node, or 0 */
+	__u32 last_group_id;
+	__u32 unused;
+};
+
+/* Those that user space has waited for. */
 struct grace_periods {
 	__u64 begun;
-	__u64 over;		/* of those begun */
-	__u64 barrier;
+	__u64 over;
+};
+
+/*
+ * Pinned with the maps. Programs of another version do not understand them; it
+ * changes with every struct above and with what programs do with them.
+ */
+#define TABLE_VERSION	1
+
+struct about {
+	__u32 version;
+	__u32 group_size;
+	__u64 since;		/* seconds of the epoch */
 };
 
 /* Set before the programs are loaded. */

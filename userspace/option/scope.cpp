@@ -1,0 +1,523 @@
+// SPDX-License-Identifier: Apache-2.0
+// The option for a cgroup and a network namespace, pinned below /sys/fs/bpf/reuseport/:
+//
+//   maps/NAME                the tables, shared by all programs
+//   cgroups/ID/PROGRAM       links of the programs of a cgroup
+//   namespaces/COOKIE/choose link of sk_lookup in a network namespace
+#include <arpa/inet.h>
+#include <bpf/bpf.h>
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+#include <sys/vfs.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstddef>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <sstream>
+#include <utility>
+
+#include "option/object.hpp"
+
+namespace reuseport::option {
+
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr long bpf_fs_magic = 0xcafe4a11;   // BPF_FS_MAGIC, <linux/magic.h>
+constexpr long cgroup2_magic = 0x63677270;  // CGROUP2_SUPER_MAGIC
+
+/// The maps that outlive the tool. `new_group` and the constants are each object's own.
+constexpr std::array shared_maps = {"listeners", "members", "groups",     "involved",
+                                    "users",     "common",  "namespaces", "keepsakes",
+                                    "hurry",     "cgroups", "about",      "grace_periods"};
+
+struct Hook {
+  const char* program;
+  bpf_attach_type type;
+};
+constexpr std::array hooks = {Hook{"see_closing", BPF_CGROUP_INET_SOCK_RELEASE},
+                              Hook{"see_listening", BPF_CGROUP_SOCK_OPS},
+                              Hook{"see_bound4", BPF_CGROUP_INET4_POST_BIND},
+                              Hook{"see_bound6", BPF_CGROUP_INET6_POST_BIND},
+                              Hook{"get_option", BPF_CGROUP_GETSOCKOPT},
+                              Hook{"set_option", BPF_CGROUP_SETSOCKOPT}};
+
+std::string pin(const std::string& below) {
+  return std::string(pins) + "/" + below;
+}
+
+Fd pinned(const std::string& below) {
+  return Fd(bpf_obj_get(pin(below).c_str()));
+}
+
+/// bpffs is where it belongs, and our directory in it, root's alone.
+Status make_directory() {
+  struct statfs there {};
+  if (::statfs("/sys/fs/bpf", &there) != 0) {
+    return fail("statfs(/sys/fs/bpf)", errno, "this kernel has no BPF file system");
+  }
+  if (static_cast<long>(there.f_type) != bpf_fs_magic &&
+      ::mount("bpf", "/sys/fs/bpf", "bpf", 0, "mode=0700") != 0) {
+    return fail("mount(/sys/fs/bpf)", errno, "mount bpffs there");
+  }
+  for (const char* below : {"", "/maps", "/cgroups", "/namespaces"}) {
+    if (::mkdir((std::string(pins) + below).c_str(), 0700) != 0 && errno != EEXIST) {
+      return fail("mkdir(" + std::string(pins) + below + ")", errno);
+    }
+  }
+  return {};
+}
+
+/// One tool at a time; released with the descriptor.
+Result<Fd> lock() {
+  Fd fd(::open(pins, O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!fd) {
+    return fail("open(" + std::string(pins) + ")", errno,
+                errno == ENOENT ? "the option is not enabled" : "");
+  }
+  if (::flock(fd.get(), LOCK_EX | LOCK_NB) != 0) {
+    return fail("flock(" + std::string(pins) + ")", errno,
+                errno == EWOULDBLOCK ? "another reuseportctl is at work; try again" : "");
+  }
+  return fd;
+}
+
+Result<std::optional<table::about>> read_about() {
+  const Fd map = pinned("maps/about");
+  if (!map) {
+    return errno == ENOENT ? Result<std::optional<table::about>>(std::nullopt)
+                           : bpf_fail("bpf(BPF_OBJ_GET, about)", errno);
+  }
+  const std::uint32_t zero = 0;
+  table::about about{};
+  if (bpf_map_lookup_elem(map.get(), &zero, &about) != 0) {
+    return bpf_fail("bpf(BPF_MAP_LOOKUP_ELEM, about)", errno);
+  }
+  if (about.version != TABLE_VERSION) {
+    return fail("enable", EPROTO,
+                "what is enabled is of another version (" + std::to_string(about.version) +
+                    "): disable it first");
+  }
+  return std::optional(about);
+}
+
+/// The object with the pinned maps, where they are; loaded.
+Result<Object> load_object(const std::optional<table::about>& about, GroupSize size,
+                           const std::vector<std::string>& programs) {
+  auto object = Object::open(about ? static_cast<GroupSize>(about->group_size) : size);
+  if (!object) {
+    return object;
+  }
+  object->only(programs);
+  for (const char* name : shared_maps) {
+    if (!about) {
+      break;
+    }
+    const Fd map = pinned(std::string("maps/") + name);
+    if (!map) {
+      return bpf_fail(std::string("bpf(BPF_OBJ_GET, ") + name + ")", errno);
+    }
+    if (auto ok = object->reuse(name, map.get()); !ok) {
+      return tl::unexpected(ok.error());
+    }
+  }
+  if (auto ok = object->load(); !ok) {
+    return tl::unexpected(ok.error());
+  }
+  return object;
+}
+
+/// Attaches a program, or puts it in the place of the one that is there.
+Result<bool> attach(const std::string& below, int program, int target, bpf_attach_type type) {
+  if (const Fd link = pinned(below)) {
+    if (bpf_link_update(link.get(), program, nullptr) == 0) {
+      return false;
+    }
+    if (errno != ENOLINK) {  // that: its cgroup or namespace is gone, and this one is a new one
+      return bpf_fail("bpf(BPF_LINK_UPDATE, " + below + ")", errno);
+    }
+    ::unlink(pin(below).c_str());
+  }
+  const Fd link(bpf_link_create(program, target, type, nullptr));
+  if (!link) {
+    return bpf_fail("bpf(BPF_LINK_CREATE, " + below + ")", errno);
+  }
+  if (bpf_obj_pin(link.get(), pin(below).c_str()) != 0) {
+    return bpf_fail("bpf(BPF_OBJ_PIN, " + below + ")", errno);
+  }
+  return true;
+}
+
+template <typename Key>
+Status put(const Object& object, const char* map, const Key& key) {
+  const std::uint8_t one = 1;
+  if (bpf_map_update_elem(object.map(map), &key, &one, BPF_ANY) != 0) {
+    return bpf_fail(std::string("bpf(BPF_MAP_UPDATE_ELEM, ") + map + ")", errno);
+  }
+  return {};
+}
+
+/// Names in a pinned directory.
+std::vector<std::string> names_in(const std::string& below) {
+  std::vector<std::string> names;
+  std::error_code ignored;
+  for (const auto& entry : fs::directory_iterator(pin(below), ignored)) {
+    names.push_back(entry.path().filename());
+  }
+  std::ranges::sort(names);
+  return names;
+}
+
+/// Detaches and unpins all links below.
+void detach_all(const std::string& below) {
+  for (const std::string& each : names_in(below)) {
+    for (const std::string& program : names_in(below + "/" + each)) {
+      std::string path = below;
+      path.append("/").append(each).append("/").append(program);
+      if (const Fd link = pinned(path)) {
+        bpf_link_detach(link.get());
+      }
+      ::unlink(pin(path).c_str());
+    }
+    ::rmdir(pin(below + "/" + each).c_str());
+  }
+  ::rmdir(pin(below).c_str());
+}
+
+template <typename Key>
+std::vector<Key> keys_of(int map) {
+  std::vector<Key> keys;
+  Key key{};
+  for (int err = bpf_map_get_next_key(map, nullptr, &key); err == 0;
+       err = bpf_map_get_next_key(map, &keys.back(), &key)) {
+    keys.push_back(key);
+    if (keys.size() > MAX_MEMBERS) {
+      break;  // one that is deleted under our feet makes the walk start over
+    }
+  }
+  return keys;
+}
+
+void take_away() {
+  if (const Fd namespaces = pinned("maps/namespaces")) {
+    for (const auto cookie : keys_of<std::uint64_t>(namespaces.get())) {
+      bpf_map_delete_elem(namespaces.get(), &cookie);
+    }
+  }
+  detach_all("cgroups");
+  detach_all("namespaces");
+  if (const Fd listeners = pinned("maps/listeners")) {
+    for (const auto cookie : keys_of<std::uint64_t>(listeners.get())) {
+      bpf_map_delete_elem(listeners.get(), &cookie);
+    }
+  }
+  for (const std::string& name : names_in("maps")) {
+    ::unlink(pin("maps/" + name).c_str());
+  }
+  ::rmdir(pin("maps").c_str());
+  ::rmdir(pins);
+}
+
+std::string address_text(const table::group_key& key) {
+  std::array<char, INET6_ADDRSTRLEN> text{};
+  ::inet_ntop(key.family, static_cast<const void*>(key.address), text.data(), text.size());
+  const std::string ip = text.data();
+  return (key.family == AF_INET6 ? "[" + ip + "]" : ip) + ":" + std::to_string(key.port);
+}
+
+struct KeyLess {
+  bool operator()(const table::group_key& a, const table::group_key& b) const {
+    return std::memcmp(&a, &b, sizeof(a)) < 0;
+  }
+};
+
+/// The groups of the table, each with a member to ask about it.
+Result<std::vector<GroupState>> groups_of(const Object& object, std::size_t size) {
+  std::map<table::group_key, std::uint64_t, KeyLess> found;
+  for (const auto cookie : keys_of<std::uint64_t>(object.map("members"))) {
+    table::member member{};
+    if (bpf_map_lookup_elem(object.map("members"), &cookie, &member) == 0) {
+      found.emplace(member.key, cookie);
+    }
+  }
+  std::vector<GroupState> groups;
+  std::vector<char> bytes(offsetof(table::group, slots) + size * sizeof(table::slot));
+  for (const auto& [key, cookie] : found) {
+    if (bpf_map_lookup_elem(object.map("groups"), &key, bytes.data()) != 0) {
+      continue;
+    }
+    table::group group{};
+    std::memcpy(&group, bytes.data(), offsetof(table::group, slots));
+    const auto count = [&](unsigned section) {
+      return static_cast<std::uint32_t>(group.counts >> (16 * section) & 0xffff);
+    };
+    GroupState state;
+    state.address = address_text(key);
+    state.id = group.id;
+    state.uid = key.uid;
+    state.device = key.device;
+    state.netns = key.netns;
+    state.on = count(table::ON);
+    state.standby = count(table::STANDBY);
+    state.off = count(table::OFF);
+    state.aside = count(table::ASIDE);
+    table::call call{};
+    call.cookie = cookie;
+    if (auto ran = object.run("call_get_info", call); !ran) {
+      return tl::unexpected(ran.error());
+    }
+    state.unknown = call.error == 0 ? call.unknown : 0;
+    groups.push_back(std::move(state));
+  }
+  return groups;
+}
+
+std::string path_of_cgroup(std::uint64_t id) {
+  const auto mount = cgroup2_mount();
+  const Fd root(mount ? ::open(mount->c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1);
+  // a handle of a cgroup is its id (kernfs)
+  struct {
+    file_handle head;
+    std::uint64_t id;
+  } handle{{sizeof(id), 0xfe, {}}, id};
+  const Fd fd(root ? ::open_by_handle_at(root.get(), &handle.head, O_RDONLY | O_CLOEXEC) : -1);
+  if (!fd) {
+    return {};
+  }
+  std::error_code ignored;
+  return fs::read_symlink("/proc/self/fd/" + std::to_string(fd.get()), ignored);
+}
+
+std::uint64_t inode_of_netns(const std::string& below) {
+  const Fd link = pinned(below);
+  bpf_link_info info{};
+  std::uint32_t len = sizeof(info);
+  return link && bpf_obj_get_info_by_fd(link.get(), &info, &len) == 0 ? info.netns.netns_ino : 0;
+}
+
+}  // namespace
+
+Result<Enabled> enable(int cgroup, int netns, GroupSize size) {
+  struct statfs filesystem {};
+  struct stat directory {};
+  if (::fstatfs(cgroup, &filesystem) != 0 || ::fstat(cgroup, &directory) != 0) {
+    return fail("fstat(cgroup)", errno);
+  }
+  if (static_cast<long>(filesystem.f_type) != cgroup2_magic) {
+    return fail("enable", EOPNOTSUPP, "not a directory of cgroup2");
+  }
+  const auto cgroup_id = static_cast<std::uint64_t>(directory.st_ino);
+  if (auto ok = refuse_own_option(); !ok) {
+    return tl::unexpected(ok.error());
+  }
+  if (auto ok = make_directory(); !ok) {
+    return tl::unexpected(ok.error());
+  }
+  const auto locked = lock();
+  if (!locked) {
+    return tl::unexpected(locked.error());
+  }
+  auto about = read_about();
+  if (!about) {
+    return tl::unexpected(about.error());
+  }
+
+  Enabled done;
+  done.first = !about->has_value();
+  // what fails half-way on the first time leaves nothing behind
+  const auto failed = [&](const Error& error) {
+    if (done.first) {
+      take_away();
+    }
+    return tl::unexpected(error);
+  };
+
+  std::vector<std::string> programs = {"choose",     "find_namespace", "find_listeners",
+                                       "call_adopt", "call_find_rcu",  "call_grace_period"};
+  for (const Hook& hook : hooks) {
+    programs.emplace_back(hook.program);
+  }
+  auto object = load_object(*about, size, programs);
+  if (!object) {
+    return failed(object.error());
+  }
+  if (auto ok = object->see_grace_periods(); !ok) {
+    return failed(ok.error());
+  }
+  table::look look{};
+  Fd own_netns;
+  if (auto ok = in_netns(netns, [&] { return object->find_namespace(look); }); !ok) {
+    return failed(ok.error());
+  }
+  if (netns < 0) {
+    own_netns.reset(::open("/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC));
+  }
+  const int namespace_fd = netns < 0 ? own_netns.get() : netns;
+  std::uint32_t attached = 0;
+  struct bpf_prog_query_opts query {};
+  query.sz = sizeof(query);
+  if (bpf_prog_query_opts(namespace_fd, BPF_SK_LOOKUP, &query) == 0) {
+    attached = query.prog_cnt;
+  }
+
+  if (done.first) {
+    for (const char* name : shared_maps) {
+      if (bpf_obj_pin(object->map(name), pin(std::string("maps/") + name).c_str()) != 0) {
+        return failed(bpf_fail(std::string("bpf(BPF_OBJ_PIN, ") + name + ")", errno).value());
+      }
+    }
+    const std::uint32_t zero = 0;
+    const table::about now{TABLE_VERSION, static_cast<std::uint32_t>(size),
+                           static_cast<std::uint64_t>(::time(nullptr))};
+    if (bpf_map_update_elem(object->map("about"), &zero, &now, BPF_ANY) != 0) {
+      return failed(bpf_fail("bpf(BPF_MAP_UPDATE_ELEM, about)", errno).value());
+    }
+  }
+
+  // Who chooses comes first, so no mode is taken that nothing honours.
+  const std::string in = "namespaces/" + std::to_string(look.netns);
+  ::mkdir(pin(in).c_str(), 0700);
+  auto fresh = attach(in + "/choose", object->program_fd("choose"), namespace_fd, BPF_SK_LOOKUP);
+  if (!fresh) {
+    ::rmdir(pin(in).c_str());
+    return failed(fresh.error());
+  }
+  done.new_namespace = *fresh;
+  done.foreign = attached - (*fresh || attached == 0 ? 0 : 1);
+
+  const std::string of = "cgroups/" + std::to_string(cgroup_id);
+  ::mkdir(pin(of).c_str(), 0700);
+  for (const Hook& hook : hooks) {
+    fresh = attach(of + "/" + hook.program, object->program_fd(hook.program), cgroup, hook.type);
+    if (!fresh) {
+      return failed(fresh.error());
+    }
+    done.new_cgroup = done.new_cgroup || *fresh;
+  }
+  if (auto ok = put(*object, "cgroups", cgroup_id); !ok) {
+    return failed(ok.error());
+  }
+  if (auto ok = put(*object, "namespaces", look.netns); !ok) {
+    return failed(ok.error());
+  }
+
+  const auto adopt = [&]() -> Status {
+    const auto cookies = object->find_listeners();
+    if (!cookies) {
+      return tl::unexpected(cookies.error());
+    }
+    for (const std::uint64_t cookie : *cookies) {
+      table::call call{};
+      call.cookie = cookie;
+      if (auto ran = object->run("call_adopt", call); !ran) {
+        return ran;
+      }
+      (call.error == 0 ? done.listeners : done.refused)++;
+    }
+    return {};
+  };
+  if (auto ok = in_netns(netns, adopt); !ok) {
+    return failed(ok.error());
+  }
+  return done;
+}
+
+Status disable(bool force) {
+  const auto locked = lock();
+  if (!locked) {
+    return tl::unexpected(locked.error());
+  }
+  if (!force) {
+    const auto now = state();
+    if (!now) {
+      return tl::unexpected(now.error());
+    }
+    for (const GroupState& group : now->groups) {
+      if (group.standby + group.off > 0) {
+        return fail("disable", EBUSY,
+                    group.address +
+                        " has listeners that are not ON: they would get connections again "
+                        "(--force does it)");
+      }
+    }
+  }
+  take_away();
+  return {};
+}
+
+Result<ScopeState> state() {
+  ScopeState state;
+  const auto about = read_about();
+  if (!about) {
+    return tl::unexpected(about.error());
+  }
+  if (!*about) {
+    return state;
+  }
+  state.enabled = true;
+  state.since = std::chrono::system_clock::from_time_t(static_cast<time_t>((*about)->since));
+  state.size = static_cast<GroupSize>((*about)->group_size);
+  for (const std::string& name : names_in("cgroups")) {
+    const std::uint64_t id = std::stoull(name);
+    state.cgroups.push_back({id, path_of_cgroup(id)});
+  }
+  for (const std::string& name : names_in("namespaces")) {
+    state.namespaces.push_back(
+        {std::stoull(name), inode_of_netns("namespaces/" + name + "/choose")});
+  }
+  const auto object = load_object(*about, state.size, {"call_get_info"});
+  if (!object) {
+    return tl::unexpected(object.error());
+  }
+  auto groups = groups_of(*object, (*about)->group_size);
+  if (!groups) {
+    return tl::unexpected(groups.error());
+  }
+  state.groups = std::move(*groups);
+  return state;
+}
+
+Result<std::string> cgroup2_mount() {
+  std::ifstream mounts("/proc/self/mountinfo");
+  for (std::string line; std::getline(mounts, line);) {
+    // "36 35 98:0 /root /mount/point options ... - type source ..."
+    const auto dash = line.find(" - cgroup2 ");
+    if (dash == std::string::npos) {
+      continue;
+    }
+    std::istringstream fields(line);
+    std::string skip;
+    std::string at;
+    fields >> skip >> skip >> skip >> skip >> at;
+    return at;
+  }
+  return fail("/proc/self/mountinfo", ENOENT, "cgroup2 is not mounted");
+}
+
+Result<std::string> cgroup_of(pid_t pid) {
+  const auto mount = cgroup2_mount();
+  if (!mount) {
+    return mount;
+  }
+  std::ifstream file("/proc/" + std::to_string(pid) + "/cgroup");
+  if (!file) {
+    return fail("open(/proc/" + std::to_string(pid) + "/cgroup)", errno);
+  }
+  for (std::string line; std::getline(file, line);) {
+    if (line.starts_with("0::")) {
+      return *mount + line.substr(3);
+    }
+  }
+  return fail("/proc/" + std::to_string(pid) + "/cgroup", ENOENT, "the process is in no cgroup2");
+}
+
+}  // namespace reuseport::option
