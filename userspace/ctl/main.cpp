@@ -13,11 +13,13 @@
 #include <string_view>
 
 #include "drain.hpp"
+#include "enable.hpp"
 #include "limits.hpp"
 #include "list.hpp"
 #include "mode.hpp"
 #include "output.hpp"
 #include "probe.hpp"
+#include "status.hpp"
 #include "supervise.hpp"
 
 namespace {
@@ -100,6 +102,8 @@ struct Arguments {
   WatchOptions watch;
   DrainOptions drain;
   RestartOptions restart;
+  EnableOptions enable;
+  bool force = false;
 };
 
 /// Changing everything at once is never what was meant.
@@ -109,6 +113,33 @@ Done require_selection(const Selection& s, const char* command) {
         Failure(Exit::usage, fmt::format("{} needs --pid, --port, --addr or --inode", command)));
   }
   return {};
+}
+
+/// The commands of the option by BPF.
+void declare_option(CLI::App& app, Arguments& a, std::function<Outcome<int>()>& run) {
+  const auto code = [](const Done& done) -> Outcome<int> {
+    return done ? Outcome<int>(0) : Outcome<int>(tl::unexpected(done.error()));
+  };
+  auto* enable = app.add_subcommand(
+      "enable", "provide SO_REUSEPORT_LISTEN_OFF by BPF, on a kernel that lacks it");
+  enable->add_option("--cgroup", a.enable.cgroup, "for processes of this cgroup2 directory")
+      ->type_name("DIR");
+  enable->add_option("--netns", a.enable.netns, "in this network namespace (the caller's)")
+      ->type_name("PATH|PID");
+  option(enable, "--pid", a.enable.pid, positive<pid_t>,
+         "for the cgroup and network namespace of this process", "PID");
+  enable->add_flag("--large-groups", a.enable.large_groups,
+                   "groups of up to 4096 members, instead of 512");
+  enable->callback(
+      [&, code] { run = [&, code] { return code(enable_command(a.enable, a.out)); }; });
+
+  auto* disable = app.add_subcommand("disable", "take away what enable has loaded");
+  disable->add_flag("--force", a.force, "also while a listener is not ON");
+  disable->callback(
+      [&, code] { run = [&, code] { return code(disable_command(a.force, a.out)); }; });
+
+  auto* status = app.add_subcommand("status", "what is enabled by BPF: scope, since when, groups");
+  status->callback([&, code] { run = [&, code] { return code(status_command(a.out)); }; });
 }
 
 /// Declares all commands; the one that is chosen sets @p run.
@@ -132,6 +163,8 @@ void declare(CLI::App& app, Arguments& a, std::function<Outcome<int>()>& run) {
       return exit ? Outcome<int>(static_cast<int>(*exit)) : tl::unexpected(exit.error());
     };
   });
+
+  declare_option(app, a, run);
 
   auto* list = app.add_subcommand("list", "listeners: address, mode, queue, group, process");
   add_selection(list, a.selection);

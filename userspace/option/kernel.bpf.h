@@ -156,7 +156,9 @@ struct sock {
 	u16 sk_protocol;
 	u32 sk_ack_backlog;
 	kuid_t sk_uid;
-	atomic_t sk_rmem_alloc;
+	struct {
+		atomic_t rmem_alloc;
+	} sk_backlog;
 	struct sock_reuseport *sk_reuseport_cb;
 };
 
@@ -187,6 +189,16 @@ struct bpf_iter__tcp {
 	struct sock_common *sk_common;
 };
 
+/* include/linux/udp.h */
+struct udp_sock {
+	int forward_deficit;
+};
+
+struct bpf_iter__udp {
+	struct bpf_iter_meta *meta;
+	struct udp_sock *udp_sk;
+};
+
 /* kernel/rcu/tree.h */
 struct rcu_state {
 	unsigned long gp_seq_polled;
@@ -202,6 +214,14 @@ struct rcu_data {
 };
 
 /* include/linux/bpf.h */
+struct bpf_prog_aux {
+	char name[16];
+};
+
+struct bpf_prog {
+	struct bpf_prog_aux *aux;
+};
+
 struct bpf_array {
 	void *pptrs[1];
 };

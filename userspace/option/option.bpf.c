@@ -34,6 +34,33 @@ static __always_inline bool recent_overflow(const struct sock *sk)
 	return last && now - (last - hz) <= 2 * 60 * hz + hz;
 }
 
+static __always_inline void read_queues(const struct sock *sk, u8 protocol,
+					struct reuseport_listen_info *info)
+{
+	const struct inet_connection_sock *icsk = (const void *)sk;
+	const struct udp_sock *up = (const void *)sk;
+	int n;
+
+	if (protocol == IPPROTO_UDP) {
+		/* udp_rqueue_get(), include/net/udp.h */
+		n = BPF_CORE_READ(sk, sk_backlog.rmem_alloc.counter) -
+		    BPF_CORE_READ(up, forward_deficit);
+		info->queued = n > 0 ? n : 0;
+		return;
+	}
+	n = BPF_CORE_READ(icsk, icsk_accept_queue.qlen.counter);
+	info->handshakes = n > 0 ? n : 0;
+	info->queued = BPF_CORE_READ(sk, sk_ack_backlog);
+}
+
+/* Address of the program that chooses in the group of a socket, 0: none. */
+static __always_inline u64 program_of(const struct sock *sk)
+{
+	struct sock_reuseport *reuse = BPF_CORE_READ(sk, sk_reuseport_cb);
+
+	return reuse ? (u64)BPF_CORE_READ(reuse, prog) : 0;
+}
+
 /*
  * Fills info, and says whether a grace period is worth hurrying for: the first
  * time that SETTLED is asked for after a change.
@@ -42,12 +69,9 @@ static __always_inline bool tell(const struct sock *sk, struct member *m,
 				 struct group *g,
 				 struct reuseport_listen_info *info)
 {
-	const struct inet_connection_sock *icsk =
-		(const struct inet_connection_sock *)sk;
 	struct slot *s = slot_at(g, m->slot);
 	bool settled, hurry = false;
 	u64 counts, since, none_on;
-	int half_open;
 	u8 section;
 
 	bpf_spin_lock(&g->lock);
@@ -68,15 +92,14 @@ static __always_inline bool tell(const struct sock *sk, struct member *m,
 	if ((long long)(g->left_open - since) > 0)
 		since = g->left_open;
 	settled = (section == STANDBY || section == OFF) &&
-		  num_socks_of(sk) <= count_all(counts) && rcu_is_over(since);
+		  num_socks_of(sk) <= count_all(counts) &&
+		  program_of(sk) == g->program && rcu_is_over(since);
 	if (m->asked != since) {
 		m->asked = since;
 		hurry = !settled;
 	}
 
-	half_open = BPF_CORE_READ(icsk, icsk_accept_queue.qlen.counter);
-	info->handshakes = half_open > 0 ? half_open : 0;
-	info->queued = BPF_CORE_READ(sk, sk_ack_backlog);
+	read_queues(sk, g->protocol, info);
 	/*
 	 * A request stops being half-open a moment before it is queued. So
 	 * with none half-open, whoever is in that moment is waited for, too.
@@ -94,7 +117,7 @@ static __always_inline bool tell(const struct sock *sk, struct member *m,
 	info->flags = REUSEPORT_LISTEN_F_BPF;
 	if (settled)
 		info->flags |= REUSEPORT_LISTEN_F_SETTLED;
-	if (!info->group_on && recent_overflow(sk))
+	if (g->protocol == IPPROTO_TCP && !info->group_on && recent_overflow(sk))
 		info->flags |= REUSEPORT_LISTEN_F_COOKIES;
 	return hurry;
 }
@@ -399,6 +422,98 @@ int choose(struct bpf_sk_lookup *ctx)
 	return SK_PASS;
 }
 
+/* --- the choice for UDP --- */
+
+struct datagram_choice {
+	struct sk_reuseport_md *ctx;
+	struct group *group;
+	u32 hash;
+	u32 verdict;
+};
+
+static long try_datagram(u32 i, struct datagram_choice *c)
+{
+	struct group *g = c->group;
+	u64 counts = *(volatile u64 *)&g->counts;
+	int wanted = count_in(counts, ON) ? ON : STANDBY;
+	u32 n = count_in(counts, wanted), index;
+	const struct sock *sk;
+	struct member *m;
+	struct slot *s;
+	u64 cookie;
+
+	if (!n) {
+		c->verdict = NOBODY;
+		return 1;
+	}
+	s = slot_at(g, slot_at(g, (u64)c->hash * n >> 32)->perm);
+	sk = (const struct sock *)s->sk;
+	cookie = s->cookie;
+	c->hash = c->hash * 0x9e3779b1 + i;
+	if (*(volatile u8 *)&s->section != wanted ||
+	    /* connected: a flow, not a listener */
+	    BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_ESTABLISHED)
+		return 0;
+	m = bpf_map_lookup_elem(&members, &cookie);
+	if (!m)
+		return 0;
+	index = m->index;
+	/* fails for one that is not in the group of this lookup, too */
+	if (bpf_sk_select_reuseport(c->ctx, &datagrams, &index, 0))
+		return 0;
+	c->verdict = CHOSEN;
+	return 1;
+}
+
+SEC("sk_reuseport")
+int choose_datagram(struct sk_reuseport_md *ctx)
+{
+	struct datagram_choice c = { .ctx = ctx, .verdict = LEFT_OPEN };
+	const struct sock *found;
+	struct member *m;
+	u64 cookie, counts;
+
+	if (!ctx->sk)
+		return SK_PASS;
+	cookie = bpf_get_socket_cookie(ctx->sk);
+	m = bpf_map_lookup_elem(&members, &cookie);
+	c.group = m ? group_of(m) : NULL;
+	if (!c.group)
+		return SK_PASS;
+	found = address_of(ctx->sk);
+	counts = *(volatile u64 *)&c.group->counts;
+	if (num_socks_of(found) <= count_all(counts)) {
+		if (all_on(counts))
+			return SK_PASS;
+		c.hash = jhash_1word(ctx->hash, look.seed);
+		bpf_loop(16, try_datagram, &c, 0);
+	}
+	if (c.verdict == NOBODY)
+		return SK_DROP;
+	if (c.verdict == LEFT_OPEN)
+		leave_open(c.group);
+	return SK_PASS;
+}
+
+/*
+ * What is attached to a group: the kernel's own, so newcomers inherit it. A
+ * program stays there when its tool is gone, but the kernel empties this map
+ * when nobody holds it or has it pinned: then the kernel chooses again.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, u32);
+} datagram_chooser SEC(".maps");
+
+SEC("sk_reuseport")
+int reuseport_stub(struct sk_reuseport_md *ctx)
+{
+	bpf_tail_call(ctx, &datagram_chooser, 0);
+	return SK_PASS;
+}
+
 /* --- the option itself, for the processes of a cgroup --- */
 
 /* Network namespaces in which it is enabled, by cookie. */
@@ -457,7 +572,8 @@ static __always_inline bool is_enabled(u64 netns)
 static __always_inline bool is_supported(const struct bpf_sock *sk)
 {
 	return (sk->family == AF_INET || sk->family == AF_INET6) &&
-	       sk->type == SOCK_STREAM && sk->protocol == IPPROTO_TCP;
+	       ((sk->type == SOCK_STREAM && sk->protocol == IPPROTO_TCP) ||
+		(sk->type == SOCK_DGRAM && sk->protocol == IPPROTO_UDP));
 }
 
 static __always_inline int adopt(const struct sock *sk, u64 cookie, u64 netns);
@@ -473,6 +589,7 @@ static __always_inline int set_option_of(struct bpf_sockopt *ctx)
 	struct group *g;
 	u64 cookie;
 	int *mode = ctx->optval;
+	bool udp, hashed;
 	u32 to;
 	u8 state;
 	int err;
@@ -487,9 +604,13 @@ static __always_inline int set_option_of(struct bpf_sockopt *ctx)
 	if (to > REUSEPORT_LISTEN_STANDBY)
 		return -EINVAL;
 	sk = address_of(socket);
+	udp = socket->protocol == IPPROTO_UDP;
 	state = BPF_CORE_READ(sk, __sk_common.skc_state);
-	if (!has_reuseport(sk) || (state != TCP_CLOSE && state != TCP_LISTEN))
+	if (!has_reuseport(sk) ||
+	    (!udp && state != TCP_CLOSE && state != TCP_LISTEN))
 		return -EINVAL;
+	hashed = udp ? BPF_CORE_READ(sk, __sk_common.skc_num) != 0 :
+		       state == TCP_LISTEN;
 	kept = bpf_sk_storage_get(&keepsakes, socket, NULL,
 				  BPF_SK_STORAGE_GET_F_CREATE);
 	if (!kept)
@@ -498,7 +619,7 @@ static __always_inline int set_option_of(struct bpf_sockopt *ctx)
 	cookie = cookie_of(sk);
 	m = bpf_map_lookup_elem(&members, &cookie);
 	g = m ? group_of(m) : NULL;
-	if (state == TCP_LISTEN) {
+	if (hashed) {
 		if (!g)
 			return kept->refused ?: -EAGAIN;
 		err = set_mode(sk, m, to);
@@ -561,12 +682,13 @@ static __always_inline int get_option_of(struct bpf_sockopt *ctx,
 		info->mode = kept->mode;
 	if (BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_LISTEN) {
 		/* not known to the table, so ON */
-		const struct inet_connection_sock *icsk = (const void *)sk;
-
 		info->mode = REUSEPORT_LISTEN_ON;
-		info->handshakes =
-			BPF_CORE_READ(icsk, icsk_accept_queue.qlen.counter);
-		info->queued = BPF_CORE_READ(sk, sk_ack_backlog);
+		read_queues(sk, IPPROTO_TCP, info);
+	} else if (socket->protocol == IPPROTO_UDP &&
+		   BPF_CORE_READ(sk, __sk_common.skc_num)) {
+		/* bound, and not adopted: ON */
+		info->mode = REUSEPORT_LISTEN_ON;
+		read_queues(sk, IPPROTO_UDP, info);
 	} else if (!kept || !kept->was_hashed || rcu_is_over(kept->settled)) {
 		info->flags |= REUSEPORT_LISTEN_F_SETTLED;
 	} else {
@@ -614,7 +736,7 @@ static __always_inline void see_bound(struct bpf_sock *socket, u64 cookie,
 	struct group *g;
 
 	if (!has_reuseport(sk) || bpf_map_lookup_elem(&members, &cookie) ||
-	    join(sk, cookie, netns))
+	    join(sk, cookie, netns, 0))
 		return;
 	kept = bpf_sk_storage_get(&keepsakes, socket, NULL, 0);
 	if (!kept || kept->mode == REUSEPORT_LISTEN_ON)
@@ -688,7 +810,7 @@ int see_listening(struct bpf_sock_ops *ctx)
 		}
 	}
 	if (!err && !m)
-		err = join(sk, cookie, netns);
+		err = join(sk, cookie, netns, 0);
 	kept->refused = err;
 	kept->was_hashed = true;
 	if (err) {
@@ -716,7 +838,7 @@ int see_closing(struct bpf_sock *socket)
 	struct group *g;
 	u64 cookie;
 
-	if (socket->protocol != IPPROTO_TCP)
+	if (socket->protocol != IPPROTO_TCP && socket->protocol != IPPROTO_UDP)
 		return 1;
 	sk = address_of(socket);
 	cookie = cookie_of(sk);
@@ -726,7 +848,7 @@ int see_closing(struct bpf_sock *socket)
 	g = m ? group_of(m) : NULL;
 	if (!g)
 		return 1;
-	if (BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_LISTEN)
+	if (is_hashed(slot_at(g, m->slot), g->protocol))
 		set_aside(g, m->slot);
 	else
 		let_go(g, slot_at(g, m->slot));
@@ -752,7 +874,7 @@ static __always_inline int adopt(const struct sock *sk, u64 cookie, u64 netns)
 		return -EINVAL;
 	if (BPF_CORE_READ((const struct tcp_sock *)sk, is_mptcp))
 		return -EOPNOTSUPP;
-	err = join(sk, cookie, netns);
+	err = join(sk, cookie, netns, 0);
 	if (err)
 		return err;
 	m = bpf_map_lookup_elem(&members, &cookie);
@@ -767,13 +889,13 @@ static __always_inline int adopt(const struct sock *sk, u64 cookie, u64 netns)
 static __always_inline int set_mode(const struct sock *sk, struct member *m,
 				    u32 mode)
 {
-	struct sock_reuseport *reuse = BPF_CORE_READ(sk, sk_reuseport_cb);
 	struct group *g = group_of(m);
 	enum section to = section_of(mode);
 
 	if (!g)
 		return -EAGAIN;
-	if (reuse && to != ON && BPF_CORE_READ(reuse, prog))
+	/* it would be bypassed, or bypass us */
+	if (to != ON && program_of(sk) != g->program)
 		return -EBUSY;
 	if (slot_at(g, m->slot)->section == to)
 		return 0;
@@ -809,25 +931,33 @@ int call_adopt(struct __sk_buff *skb)
 	return 0;
 }
 
+/* The kernel's socket of a member, if it is still that. */
+static __always_inline const struct sock *socket_of(const struct group *g,
+						    const struct member *m,
+						    u64 cookie)
+{
+	const struct sock *sk =
+		(const struct sock *)slot_at((struct group *)g, m->slot)->sk;
+
+	return cookie_of(sk) == cookie ? sk : NULL;
+}
+
 SEC("tc")
 int call_set_mode(struct __sk_buff *skb)
 {
 	struct call *call = call_in(skb);
-	struct bpf_sock *sk;
+	const struct sock *sk;
 	struct member *m;
+	struct group *g;
 	u64 cookie;
 
 	if (!call)
 		return -1;
 	cookie = call->cookie;
-	call->error = -EINVAL;
-	sk = bpf_map_lookup_elem(&listeners, &cookie);
-	if (!sk)
-		return 0;
 	m = bpf_map_lookup_elem(&members, &cookie);
-	if (m)
-		call->error = set_mode(address_of(sk), m, call->mode);
-	bpf_sk_release(sk);
+	g = m ? group_of(m) : NULL;
+	sk = g ? socket_of(g, m, cookie) : NULL;
+	call->error = sk ? set_mode(sk, m, call->mode) : -EINVAL;
 	return 0;
 }
 
@@ -836,30 +966,27 @@ int call_get_info(struct __sk_buff *skb)
 {
 	struct reuseport_listen_info info = {};
 	struct call *call = call_in(skb);
-	struct bpf_sock *sk;
-	struct member *m;
+	const struct sock *sk;
 	u32 known, there;
+	struct member *m;
 	struct group *g;
 	u64 cookie;
 
 	if (!call)
 		return -1;
 	cookie = call->cookie;
-	call->error = -EINVAL;
-	sk = bpf_map_lookup_elem(&listeners, &cookie);
-	if (!sk)
-		return 0;
 	m = bpf_map_lookup_elem(&members, &cookie);
 	g = m ? group_of(m) : NULL;
-	if (g) {
-		tell(address_of(sk), m, g, &info);
-		call->error = 0;
-		call->info = info;
-		known = count_all(g->counts);
-		there = num_socks_of(address_of(sk));
-		call->unknown = there > known ? there - known : 0;
-	}
-	bpf_sk_release(sk);
+	sk = g ? socket_of(g, m, cookie) : NULL;
+	call->error = -EINVAL;
+	if (!sk || !is_hashed(slot_at(g, m->slot), g->protocol))
+		return 0;
+	tell(sk, m, g, &info);
+	call->error = 0;
+	call->info = info;
+	known = count_all(g->counts);
+	there = num_socks_of(sk);
+	call->unknown = there > known ? there - known : 0;
 	return 0;
 }
 
@@ -1010,5 +1137,63 @@ int find_listeners(struct bpf_iter__tcp *ctx)
 	cookie = bpf_get_socket_cookie(skc);
 	if (!bpf_map_update_elem(&listeners, &cookie, skc, BPF_ANY))
 		bpf_seq_write(ctx->meta->seq, &cookie, sizeof(cookie));
+	return 0;
+}
+
+/* Whether that is the program to be attached, of this or another object. */
+static __always_inline bool is_ours(u64 program)
+{
+	const struct bpf_prog *prog = (const struct bpf_prog *)program;
+	const struct bpf_prog_aux *aux = BPF_CORE_READ(prog, aux);
+	char name[16] = {};
+
+	bpf_core_read_str(name, sizeof(name), &aux->name);
+	return !bpf_strncmp(name, sizeof(name), "reuseport_stub");
+}
+
+/*
+ * Run in the namespace: tells of its UDP sockets on `wanted` ports and in the
+ * cgroups, and takes in those that user space has put into `datagrams`.
+ */
+SEC("iter/udp")
+int find_datagrams(struct bpf_iter__udp *ctx)
+{
+	struct datagram told = {};
+	const struct sock *sk;
+	struct udp_sock *up = ctx->udp_sk;
+	struct member *m;
+	struct group *g;
+	u32 *index;
+	u64 cookie;
+	u16 port;
+
+	if (!up)
+		return 0;
+	sk = (const struct sock *)address_of(up);
+	port = BPF_CORE_READ(sk, __sk_common.skc_num);
+	if (!has_reuseport(sk) ||
+	    BPF_CORE_READ(sk, sk_protocol) != IPPROTO_UDP ||
+	    (!bpf_map_lookup_elem(&wanted, &port) && !in_scope(sk)))
+		return 0;
+	cookie = bpf_get_socket_cookie(up);
+	index = bpf_map_lookup_elem(&datagram_index, &cookie);
+	m = bpf_map_lookup_elem(&members, &cookie);
+	if (!m && index && !join(sk, cookie, look.netns, *index)) {
+		m = bpf_map_lookup_elem(&members, &cookie);
+		g = m ? group_of(m) : NULL;
+		if (g) {
+			g->program = program_of(sk);
+			move(g, m->slot, ON, false);
+			start_looking_after(g);
+		}
+	}
+	told.cookie = cookie;
+	told.program = program_of(sk);
+	told.port = port;
+	told.family = BPF_CORE_READ(sk, __sk_common.skc_family);
+	told.known = m != NULL;
+	told.ours = is_ours(told.program);
+	told.index = m ? m->index : 0;
+	bpf_seq_write(ctx->meta->seq, &told, sizeof(told));
 	return 0;
 }

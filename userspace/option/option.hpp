@@ -114,7 +114,8 @@ struct Enabled {
 
 /// A group as `status` shows it.
 struct GroupState {
-  std::string address;  ///< "127.0.0.1:80", "[::]:80"
+  std::string address;   ///< "127.0.0.1:80", "[::]:80"
+  std::string protocol;  ///< "tcp", "udp"
   std::uint32_t id = 0;
   std::uint32_t uid = 0;
   std::uint32_t device = 0;

@@ -7,6 +7,7 @@
 #include <arpa/inet.h>
 #include <bpf/bpf.h>
 #include <fcntl.h>
+#include <netinet/in.h>
 #include <sys/file.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
@@ -262,6 +263,7 @@ Result<std::vector<GroupState>> groups_of(const Object& object, std::size_t size
     };
     GroupState state;
     state.address = address_text(key);
+    state.protocol = key.protocol == IPPROTO_UDP ? "udp" : "tcp";
     state.id = group.id;
     state.uid = key.uid;
     state.device = key.device;

@@ -30,6 +30,26 @@ struct {
 	__type(value, u64);
 } listeners SEC(".maps");
 
+/*
+ * Bound UDP sockets, by an index that user space gives them. A SOCKHASH would
+ * change how they receive; but only who holds the descriptor gets a socket in.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_REUSEPORT_SOCKARRAY);
+	__uint(max_entries, MAX_DATAGRAMS);
+	__type(key, u32);
+	__type(value, u64);
+} datagrams SEC(".maps");
+
+/* ... of sockets to be joined, by cookie; user space has put them there */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_DATAGRAMS);
+	__type(key, u64);
+	__type(value, u32);
+} datagram_index SEC(".maps");
+
 /* All sockets that are in a group of the table, by cookie. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -394,6 +414,7 @@ static __always_inline struct group *find_or_make(const struct group_key *key)
 		return NULL;
 	g->port = key->port;
 	g->salt = salt_of(key->netns);
+	g->protocol = key->protocol;
 	__sync_val_compare_and_swap(&g->id, 0,
 				    __sync_fetch_and_add(&all->last_group_id, 1) + 1);
 	return g;
@@ -403,9 +424,10 @@ static __always_inline struct group *find_or_make(const struct group_key *key)
  * Takes a socket into the table, ASIDE; whoever calls moves it on. Called by
  * programs that own the socket or its place in the table, so once for a socket.
  */
-static __always_inline int join(const struct sock *sk, u64 cookie, u64 netns)
+static __always_inline int join(const struct sock *sk, u64 cookie, u64 netns,
+				u32 index)
 {
-	struct member m = {};
+	struct member m = { .index = index };
 	struct group *g;
 	struct slot *s;
 	u32 total;
@@ -497,13 +519,16 @@ static __always_inline bool move(struct group *g, u32 slot, enum section to,
  * which also finds those of whose end no program was told: shutdown(2), and all
  * that a Session adopted.
  */
-static __always_inline bool is_listening(const struct slot *s)
+static __always_inline bool is_hashed(const struct slot *s, u8 protocol)
 {
 	const struct sock *sk = (const struct sock *)s->sk;
 
-	/* memory of closed TCP sockets is used for other ones, at any time */
-	return cookie_of(sk) == s->cookie &&
-	       BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_LISTEN;
+	/* memory of closed sockets is used for other ones, at any time */
+	if (cookie_of(sk) != s->cookie)
+		return false;
+	if (protocol == IPPROTO_UDP)
+		return BPF_CORE_READ(sk, __sk_common.skc_num);
+	return BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_LISTEN;
 }
 
 static __always_inline void let_go(struct group *g, struct slot *s)
@@ -539,7 +564,7 @@ static long sweep_one(u32 i, struct group **group)
 	if (i >= n)
 		return 1;
 	s = slot_at(g, slot_at(g, n - 1 - i)->perm);
-	if (s->section == FREE || is_listening(s))
+	if (s->section == FREE || is_hashed(s, g->protocol))
 		return 0;
 	/* who is about to listen stays, unless it is gone */
 	if (s->section != ASIDE || s->closing ||

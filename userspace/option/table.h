@@ -11,6 +11,9 @@
 /* Listeners the table holds at most, over all namespaces and users. */
 #define MAX_MEMBERS	65536
 
+/* Bound UDP sockets among them. */
+#define MAX_DATAGRAMS	16384
+
 /* Members of one group; two objects are built. A power of two. */
 #ifndef GROUP_SIZE
 #define GROUP_SIZE	512
@@ -63,13 +66,15 @@ struct group {
 	__u16 salt;		/* of its namespace in `involved` */
 	__u16 empty_ticks;	/* of the timer, with no member */
 	__u8 dead;		/* is about to be deleted, nobody joins */
+	__u8 protocol;
+	__u64 program;		/* UDP: address of ours, on the kernel's group */
 	struct slot slots[GROUP_SIZE];
 };
 
 struct member {
 	struct group_key key;
 	__u32 slot;
-	__u32 unused;
+	__u32 index;		/* UDP: in `datagrams` */
 	__u64 asked;		/* the change after which SETTLED was asked for */
 	__u64 none_half_open;	/* snapshot + 1 since handshakes are 0 */
 };
@@ -110,6 +115,19 @@ struct about {
 	__u32 version;
 	__u32 group_size;
 	__u64 since;		/* seconds of the epoch */
+};
+
+/* A UDP socket, as find_datagrams() tells of it. */
+struct datagram {
+	__u64 cookie;
+	__u64 program;		/* address of the BPF program on its group, or 0 */
+	__u16 port;
+	__u8 family;
+	__u8 known;		/* is a member */
+	__u32 index;		/* ... at this index of `datagrams` */
+	__u8 ours;		/* the program is */
+	__u8 unused[3];
+	__u32 unused2;
 };
 
 /* Set before the programs are loaded. */

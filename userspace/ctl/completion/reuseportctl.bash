@@ -4,7 +4,7 @@
 
 _reuseportctl() {
 	local cur prev word command='' options
-	local commands='probe list show watch on off standby drain restart'
+	local commands='probe enable disable status list show watch on off standby drain restart'
 	local everywhere='--json --pretty --quiet -q --help -h'
 	local selection='--pid --port --addr --inode --tcp --udp'
 
@@ -27,6 +27,10 @@ _reuseportctl() {
 		mapfile -t COMPREPLY < <(compgen -W "$(cd /proc && echo [0-9]*)" -- "$cur")
 		return
 		;;
+	--cgroup | --netns)
+		mapfile -t COMPREPLY < <(compgen -f -- "$cur")
+		return
+		;;
 	--method)
 		mapfile -t COMPREPLY < <(compgen -W 'auto option steer close' -- "$cur")
 		return
@@ -46,6 +50,9 @@ _reuseportctl() {
 
 	case $command in
 	probe) options='--behaviour' ;;
+	enable) options='--cgroup --netns --pid --large-groups' ;;
+	disable) options='--force' ;;
+	status) options='' ;;
 	list | show) options=$selection ;;
 	watch) options="$selection --interval --count" ;;
 	on | off | standby) options="$selection --allow-shared --allow-last --dry-run" ;;

@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "enable.hpp"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cctype>
+#include <cerrno>
+
+#include "option/option.hpp"
+
+namespace reuseport::ctl {
+
+namespace {
+
+Outcome<Fd> open_path(const std::string& path, int flags, const std::string& what) {
+  Fd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | flags));
+  if (!fd) {
+    return failed(Error{"open(" + path + ")", errno, what});
+  }
+  return fd;
+}
+
+/// An errno of what the option needs, as an exit code.
+tl::unexpected<Failure> refused(const Error& error) {
+  Failure failure(error);
+  switch (option::need(error)) {
+    case option::Need::privilege: failure.exit = Exit::permission; break;
+    case option::Need::kernel:
+    case option::Need::not_by_bpf: failure.exit = Exit::unsupported; break;
+    case option::Need::nothing: break;
+  }
+  return failed(std::move(failure));
+}
+
+bool is_number(const std::string& text) {
+  return !text.empty() &&
+         std::ranges::all_of(text, [](unsigned char c) { return std::isdigit(c) != 0; });
+}
+
+}  // namespace
+
+Done enable_command(const EnableOptions& options, const Output& out) {
+  std::string cgroup = options.cgroup;
+  std::string netns =
+      is_number(options.netns) ? "/proc/" + options.netns + "/ns/net" : options.netns;
+  if (options.pid) {
+    const auto of = option::cgroup_of(*options.pid);
+    if (!of) {
+      return refused(of.error());
+    }
+    cgroup = cgroup.empty() ? *of : cgroup;
+    netns = netns.empty() ? fmt::format("/proc/{}/ns/net", *options.pid) : netns;
+  }
+  if (cgroup.empty()) {
+    return failed(Failure(Exit::usage, "enable needs --cgroup or --pid"));
+  }
+  auto directory = open_path(cgroup, O_DIRECTORY, "a directory of cgroup2");
+  if (!directory) {
+    return tl::unexpected(directory.error());
+  }
+  Fd where;
+  if (!netns.empty()) {
+    auto fd = open_path(netns, 0, "a network namespace: PID, /proc/PID/ns/net or /run/netns/NAME");
+    if (!fd) {
+      return tl::unexpected(fd.error());
+    }
+    where = std::move(*fd);
+  }
+  const auto root = option::cgroup2_mount();
+  if (root && *root == cgroup) {
+    out.note(
+        "this is the root cgroup: programs run at every setsockopt, getsockopt, bind, listen and "
+        "close of the whole machine, and a server that fills a REUSEPORT_SOCKARRAY itself is "
+        "refused its listeners (EBUSY)");
+  }
+  const auto done =
+      option::enable(directory->get(), where.get(),
+                     options.large_groups ? option::GroupSize::large : option::GroupSize::normal);
+  if (!done) {
+    return refused(done.error());
+  }
+  if (done->foreign > 0) {
+    out.note(
+        fmt::format("{} other sk_lookup program{} in this namespace: what they choose is obeyed",
+                    done->foreign, done->foreign == 1 ? "" : "s"));
+  }
+  if (done->refused > 0) {
+    out.note(
+        fmt::format("{} listener{} could not be adopted: their groups are left to the kernel (see "
+                    "reuseportctl status)",
+                    done->refused, done->refused == 1 ? "" : "s"));
+  }
+  if (out.json) {
+    out.document({{"cgroup", cgroup},
+                  {"new_cgroup", done->new_cgroup},
+                  {"new_namespace", done->new_namespace},
+                  {"listeners", done->listeners},
+                  {"refused", done->refused},
+                  {"foreign_programs", done->foreign}});
+  } else {
+    out.text(fmt::format(
+        "{}: {} in {}; {} listener{} known\n", cgroup,
+        done->new_cgroup || done->new_namespace ? "enabled" : "enabled already, programs replaced",
+        netns.empty() ? "this network namespace" : netns, done->listeners,
+        done->listeners == 1 ? "" : "s"));
+  }
+  return {};
+}
+
+Done disable_command(bool force, const Output& out) {
+  if (const auto done = option::disable(force); !done) {
+    return refused(done.error());
+  }
+  if (out.json) {
+    out.document({{"enabled", false}});
+  } else {
+    out.text("disabled\n");
+  }
+  return {};
+}
+
+}  // namespace reuseport::ctl

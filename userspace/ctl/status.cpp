@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "status.hpp"
+
+#include <fmt/chrono.h>
+#include <fmt/format.h>
+
+#include "option/option.hpp"
+
+namespace reuseport::ctl {
+
+namespace {
+
+using nlohmann::json;
+
+json to_json(const option::ScopeState& state) {
+  json doc = {{"enabled", state.enabled}};
+  if (!state.enabled) {
+    return doc;
+  }
+  doc["since"] =
+      fmt::format("{:%FT%TZ}", fmt::gmtime(std::chrono::system_clock::to_time_t(state.since)));
+  doc["group_size"] = static_cast<unsigned>(state.size);
+  doc["cgroups"] = json::array();
+  for (const auto& cgroup : state.cgroups) {
+    doc["cgroups"].push_back(
+        {{"id", cgroup.id}, {"path", cgroup.path.empty() ? json() : json(cgroup.path)}});
+  }
+  doc["namespaces"] = json::array();
+  for (const auto& ns : state.namespaces) {
+    doc["namespaces"].push_back(
+        {{"cookie", ns.cookie}, {"inode", ns.inode == 0 ? json() : json(ns.inode)}});
+  }
+  doc["groups"] = json::array();
+  for (const option::GroupState& g : state.groups) {
+    doc["groups"].push_back({{"address", g.address},
+                             {"protocol", g.protocol},
+                             {"id", g.id},
+                             {"uid", g.uid},
+                             {"device", g.device},
+                             {"namespace", g.netns},
+                             {"on", g.on},
+                             {"standby", g.standby},
+                             {"off", g.off},
+                             {"aside", g.aside},
+                             {"unknown", g.unknown}});
+  }
+  return doc;
+}
+
+std::string to_text(const option::ScopeState& state) {
+  if (!state.enabled) {
+    return "not enabled\n";
+  }
+  std::string text = fmt::format("enabled since {:%F %T}, groups of up to {}\n",
+                                 fmt::localtime(std::chrono::system_clock::to_time_t(state.since)),
+                                 static_cast<unsigned>(state.size));
+  for (const auto& cgroup : state.cgroups) {
+    text += fmt::format("cgroup     {}\n",
+                        cgroup.path.empty() ? fmt::format("{} (removed)", cgroup.id) : cgroup.path);
+  }
+  for (const auto& ns : state.namespaces) {
+    text += fmt::format("namespace  {} (cookie {})\n",
+                        ns.inode == 0 ? "removed" : fmt::format("net:[{}]", ns.inode), ns.cookie);
+  }
+  if (!state.groups.empty()) {
+    text += fmt::format("\n{:<5}{:<40} {:>8} {:>5} {:>8} {:>5} {:>8}\n", "", "group", "uid", "ON",
+                        "STANDBY", "OFF", "unknown");
+  }
+  for (const option::GroupState& g : state.groups) {
+    text += fmt::format("{:<5}{:<40} {:>8} {:>5} {:>8} {:>5} {:>8}\n", g.protocol, g.address, g.uid,
+                        g.on, g.standby, g.off, g.unknown);
+  }
+  return text;
+}
+
+}  // namespace
+
+Done status_command(const Output& out) {
+  const auto state = option::state();
+  if (!state) {
+    return failed(state.error());
+  }
+  if (out.json) {
+    out.document(to_json(*state));
+  } else {
+    out.text(to_text(*state));
+  }
+  return {};
+}
+
+}  // namespace reuseport::ctl

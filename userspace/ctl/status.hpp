@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: Apache-2.0
+// status: what is enabled by BPF, since when, for whom; its groups.
+#ifndef REUSEPORTCTL_STATUS_HPP
+#define REUSEPORTCTL_STATUS_HPP
+
+#include "failure.hpp"
+#include "output.hpp"
+
+namespace reuseport::ctl {
+
+[[nodiscard]] Done status_command(const Output& out);
+
+}  // namespace reuseport::ctl
+
+#endif  // REUSEPORTCTL_STATUS_HPP
