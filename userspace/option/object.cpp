@@ -153,6 +153,17 @@ Result<std::uint64_t> cookie_of(int fd) {
   return cookie;
 }
 
+std::uint64_t build_of(GroupSize size) {
+  std::size_t bytes = 0;
+  const auto* elf =
+      static_cast<const unsigned char*>(option_elf(size == GroupSize::large ? 1 : 0, &bytes));
+  std::uint64_t hash = 0xcbf29ce484222325;  // FNV-1a
+  for (std::size_t i = 0; i < bytes; i++) {
+    hash = (hash ^ elf[i]) * 0x100000001b3;
+  }
+  return hash;
+}
+
 Result<Object> Object::open(GroupSize size) {
   const Quiet quiet;
   Object o;

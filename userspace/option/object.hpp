@@ -37,6 +37,9 @@ inline constexpr const char* own_option = "the kernel has SO_REUSEPORT_LISTEN_OF
 /// SO_COOKIE
 [[nodiscard]] Result<std::uint64_t> cookie_of(int fd);
 
+/// Tells one build of the object from another.
+[[nodiscard]] std::uint64_t build_of(GroupSize size);
+
 /// The object of one group size, loaded.
 class Object {
  public:

@@ -594,7 +594,9 @@ static __always_inline int set_option_of(struct bpf_sockopt *ctx)
 	u8 state;
 	int err;
 
-	if ((void *)(mode + 1) > ctx->optval_end)
+	/* the kernel's buffer is larger than what the caller gave */
+	if (ctx->optlen < (int)sizeof(*mode) ||
+	    (void *)(mode + 1) > ctx->optval_end)
 		return -EINVAL;
 	to = *mode;
 	if (!socket)
@@ -619,8 +621,20 @@ static __always_inline int set_option_of(struct bpf_sockopt *ctx)
 	cookie = cookie_of(sk);
 	m = bpf_map_lookup_elem(&members, &cookie);
 	g = m ? group_of(m) : NULL;
+	if (g && !hashed && slot_at(g, m->slot)->section != ASIDE) {
+		let_go(g, slot_at(g, m->slot));	/* after shutdown(2) */
+		g = NULL;
+	}
+	if (hashed && !g && !udp && !BPF_CORE_READ(sk, sk_reuseport_cb)) {
+		/* got SO_REUSEPORT after listen(2): it is alone */
+		err = adopt(sk, cookie, bpf_get_netns_cookie(ctx));
+		if (err)
+			return err;
+		m = bpf_map_lookup_elem(&members, &cookie);
+		g = m ? group_of(m) : NULL;
+	}
 	if (hashed) {
-		if (!g)
+		if (!g || !m)
 			return kept->refused ?: -EAGAIN;
 		err = set_mode(sk, m, to);
 		if (err)
@@ -672,9 +686,12 @@ static __always_inline int get_option_of(struct bpf_sockopt *ctx,
 	m = bpf_map_lookup_elem(&members, &cookie);
 	g = m ? group_of(m) : NULL;
 	if (g && slot_at(g, m->slot)->section != ASIDE) {
-		if (tell(sk, m, g, info))
-			hurry_grace_period(socket);
-		return 0;
+		if (is_hashed(slot_at(g, m->slot), g->protocol)) {
+			if (tell(sk, m, g, info))
+				hurry_grace_period(socket);
+			return 0;
+		}
+		let_go(g, slot_at(g, m->slot));	/* after shutdown(2) */
 	}
 	info->flags = REUSEPORT_LISTEN_F_BPF;
 	kept = bpf_sk_storage_get(&keepsakes, socket, NULL, 0);

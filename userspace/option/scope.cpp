@@ -158,6 +158,39 @@ Result<bool> attach(const std::string& below, int program, int target, bpf_attac
   return true;
 }
 
+Status write_about(const Object& object, const table::about& about) {
+  const std::uint32_t zero = 0;
+  if (bpf_map_update_elem(object.map("about"), &zero, &about, BPF_ANY) != 0) {
+    return bpf_fail("bpf(BPF_MAP_UPDATE_ELEM, about)", errno);
+  }
+  return {};
+}
+
+bool all_pinned(const std::string& cgroup) {
+  return std::ranges::all_of(hooks, [&](const Hook& hook) {
+    const Fd link = pinned(cgroup + "/" + hook.program);
+    bpf_link_info info{};
+    std::uint32_t len = sizeof(info);
+    // a link whose cgroup is gone has id 0
+    return link && bpf_obj_get_info_by_fd(link.get(), &info, &len) == 0 &&
+           info.cgroup.cgroup_id != 0;
+  });
+}
+
+/// Attaches the programs of a cgroup, or puts them in the place of those that are there.
+Status attach_hooks(const Object& object, const std::string& of, int cgroup, bool& fresh) {
+  ::mkdir(pin(of).c_str(), 0700);
+  for (const Hook& hook : hooks) {
+    const auto attached =
+        attach(of + "/" + hook.program, object.program_fd(hook.program), cgroup, hook.type);
+    if (!attached) {
+      return tl::unexpected(attached.error());
+    }
+    fresh = fresh || *attached;
+  }
+  return {};
+}
+
 template <typename Key>
 Status put(const Object& object, const char* map, const Key& key) {
   const std::uint8_t one = 1;
@@ -206,6 +239,22 @@ std::vector<Key> keys_of(int map) {
     }
   }
   return keys;
+}
+
+/// The programs of all other cgroups, too. Those of other namespaces stay what they are: they are
+/// bound to their namespace, and of the same version of the tables.
+Status replace_others(const Object& object, const std::string& of) {
+  for (const std::string& name : names_in("cgroups")) {
+    const std::string other = "cgroups/" + name;
+    for (const Hook& hook : hooks) {
+      const Fd link = other == of ? Fd() : pinned(other + "/" + hook.program);
+      if (link && bpf_link_update(link.get(), object.program_fd(hook.program), nullptr) != 0 &&
+          errno != ENOLINK) {
+        return bpf_fail("bpf(BPF_LINK_UPDATE, " + other + ")", errno);
+      }
+    }
+  }
+  return {};
 }
 
 void take_away() {
@@ -343,17 +392,30 @@ Result<Enabled> enable(int cgroup, int netns, GroupSize size) {
     return tl::unexpected(error);
   };
 
-  std::vector<std::string> programs = {"choose",     "find_namespace", "find_listeners",
-                                       "call_adopt", "call_find_rcu",  "call_grace_period"};
-  for (const Hook& hook : hooks) {
-    programs.emplace_back(hook.program);
+  // programs of another build are replaced, those of this one stay
+  const GroupSize built = *about ? static_cast<GroupSize>((*about)->group_size) : size;
+  const std::uint64_t build = build_of(built);
+  const bool replace = done.first || (*about)->build != build;
+  const std::string of = "cgroups/" + std::to_string(cgroup_id);
+  const bool hook = replace || !all_pinned(of);
+  std::vector<std::string> programs = {"choose", "find_namespace", "find_listeners", "call_adopt"};
+  if (hook) {
+    for (const Hook& each : hooks) {
+      programs.emplace_back(each.program);
+    }
+  }
+  if (replace) {
+    programs.emplace_back("call_find_rcu");
+    programs.emplace_back("call_grace_period");
   }
   auto object = load_object(*about, size, programs);
   if (!object) {
     return failed(object.error());
   }
-  if (auto ok = object->see_grace_periods(); !ok) {
-    return failed(ok.error());
+  if (replace) {
+    if (auto ok = object->see_grace_periods(); !ok) {
+      return failed(ok.error());
+    }
   }
   table::look look{};
   Fd own_netns;
@@ -377,12 +439,14 @@ Result<Enabled> enable(int cgroup, int netns, GroupSize size) {
         return failed(bpf_fail(std::string("bpf(BPF_OBJ_PIN, ") + name + ")", errno).value());
       }
     }
-    const std::uint32_t zero = 0;
-    const table::about now{TABLE_VERSION, static_cast<std::uint32_t>(size),
-                           static_cast<std::uint64_t>(::time(nullptr))};
-    if (bpf_map_update_elem(object->map("about"), &zero, &now, BPF_ANY) != 0) {
-      return failed(bpf_fail("bpf(BPF_MAP_UPDATE_ELEM, about)", errno).value());
+    table::about now{};
+    now.version = TABLE_VERSION;
+    now.group_size = static_cast<std::uint32_t>(size);
+    now.since = static_cast<std::uint64_t>(::time(nullptr));
+    if (auto ok = write_about(*object, now); !ok) {
+      return failed(ok.error());
     }
+    *about = now;
   }
 
   // Who chooses comes first, so no mode is taken that nothing honours.
@@ -396,14 +460,19 @@ Result<Enabled> enable(int cgroup, int netns, GroupSize size) {
   done.new_namespace = *fresh;
   done.foreign = attached - (*fresh || attached == 0 ? 0 : 1);
 
-  const std::string of = "cgroups/" + std::to_string(cgroup_id);
-  ::mkdir(pin(of).c_str(), 0700);
-  for (const Hook& hook : hooks) {
-    fresh = attach(of + "/" + hook.program, object->program_fd(hook.program), cgroup, hook.type);
-    if (!fresh) {
-      return failed(fresh.error());
+  if (hook) {
+    if (auto ok = attach_hooks(*object, of, cgroup, done.new_cgroup); !ok) {
+      return failed(ok.error());
     }
-    done.new_cgroup = done.new_cgroup || *fresh;
+  }
+  if (replace) {
+    if (auto ok = replace_others(*object, of); !ok) {
+      return failed(ok.error());
+    }
+    (*about)->build = build;
+    if (auto ok = write_about(*object, **about); !ok) {
+      return failed(ok.error());
+    }
   }
   if (auto ok = put(*object, "cgroups", cgroup_id); !ok) {
     return failed(ok.error());

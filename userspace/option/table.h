@@ -115,6 +115,7 @@ struct about {
 	__u32 version;
 	__u32 group_size;
 	__u64 since;		/* seconds of the epoch */
+	__u64 build;		/* of the object whose programs are attached */
 };
 
 /* A UDP socket, as find_datagrams() tells of it. */
