@@ -5,8 +5,7 @@
 #include <benchmark/benchmark.h>
 #include <sys/socket.h>
 
-#include "reuseport/fd.hpp"
-#include "reuseport/probe.hpp"
+#include "reuseport/reuseport.hpp"
 
 namespace {
 

@@ -6,9 +6,8 @@ include(CMakePackageConfigHelpers)
 install(TARGETS reuseport reuseport_static EXPORT reuseport
   LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR} ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR}
   INCLUDES DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
-install(DIRECTORY include/reuseport DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}
-  FILES_MATCHING PATTERN "*.h" PATTERN "*.hpp")
-# For those who call setsockopt() themselves: #include <reuseport/linux/reuseport.h>
+install(FILES include/reuseport/fd.hpp include/reuseport/probe.hpp include/reuseport/reuseport.h
+  include/reuseport/reuseport.hpp DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/reuseport)
 install(FILES ../uapi/linux/reuseport.h DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/reuseport/linux)
 
 # Filled in at install time: only then is the prefix known (make install PREFIX=).
@@ -25,7 +24,7 @@ install(FILES ${CMAKE_CURRENT_BINARY_DIR}/libreuseport.pc
 set(package ${CMAKE_INSTALL_LIBDIR}/cmake/reuseport)
 configure_package_config_file(cmake/reuseport-config.cmake.in reuseport-config.cmake
   INSTALL_DESTINATION ${package})
-write_basic_package_version_file(reuseport-config-version.cmake COMPATIBILITY SameMinorVersion)
+write_basic_package_version_file(reuseport-config-version.cmake COMPATIBILITY SameMajorVersion)
 install(FILES ${CMAKE_CURRENT_BINARY_DIR}/reuseport-config.cmake
   ${CMAKE_CURRENT_BINARY_DIR}/reuseport-config-version.cmake DESTINATION ${package})
 install(EXPORT reuseport NAMESPACE reuseport:: FILE reuseport-targets.cmake DESTINATION ${package})

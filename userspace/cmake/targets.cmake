@@ -1,9 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
 # How every target here is compiled, and the helpers the parts use.
+include(GoogleTest)
 
-# The kernel's side of the contract; only sources see it, installed headers do not need it.
+# Hardened: a program that root runs is position independent, its stack and heap functions are
+# guarded, and what the loader has resolved is read-only.
+include(CheckPIESupported)
+check_pie_supported()
+set(CMAKE_POSITION_INDEPENDENT_CODE ON)
+add_compile_options(-fstack-protector-strong -fstack-clash-protection)
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|i.86)$")
+  add_compile_options(-fcf-protection)
+endif()
+if(NOT REUSEPORT_SANITIZE AND NOT CMAKE_BUILD_TYPE STREQUAL "Debug")
+  add_compile_options(-U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2)
+endif()
+add_link_options(-Wl,-z,relro -Wl,-z,now -Wl,-z,noexecstack)
+
+# The kernel's side of the contract: <linux/reuseport.h>, and as installed headers name it,
+# <reuseport/linux/reuseport.h>.
 add_library(reuseport_uapi INTERFACE)
 target_include_directories(reuseport_uapi INTERFACE ${CMAKE_CURRENT_SOURCE_DIR}/../uapi)
+configure_file(${CMAKE_CURRENT_SOURCE_DIR}/../uapi/linux/reuseport.h
+  ${CMAKE_BINARY_DIR}/include/reuseport/linux/reuseport.h COPYONLY)
+
+# The public headers
+add_library(reuseport_headers INTERFACE)
+target_include_directories(reuseport_headers INTERFACE
+  ${CMAKE_CURRENT_SOURCE_DIR}/include ${CMAKE_BINARY_DIR}/include)
 
 add_library(reuseport_warnings INTERFACE)
 target_compile_options(reuseport_warnings INTERFACE
@@ -27,11 +50,18 @@ function(reuseport_program name)
 endfunction()
 
 # reuseport_test(NAME SOURCES... [LINK LIBS...]): a GoogleTest program in build/bin/tests, which
-# tests/run and ctest find.
+# tests/run finds, and each of its cases a test of ctest: see tests/CMakeLists.txt for the labels.
 function(reuseport_test name)
   reuseport_program(${name} ${ARGN})
   target_link_libraries(${name} PRIVATE reuseport_test_support)
   set_target_properties(${name} PROPERTIES
     RUNTIME_OUTPUT_DIRECTORY ${CMAKE_RUNTIME_OUTPUT_DIRECTORY}/tests)
-  add_test(NAME ${name} COMMAND ${name})
+  foreach(kind "stock bpf patched:-Option*:*/Option*" "bpf patched:Option*:*/Option*:-*mptcp*"
+      "patched:Option*mptcp*:*/Option*mptcp*")
+    string(REGEX MATCH "^[^:]*" labels ${kind})
+    string(REGEX REPLACE "^[^:]*:" "" filter ${kind})
+    string(REPLACE " " ";" labels ${labels})
+    gtest_discover_tests(${name} TEST_FILTER "${filter}" DISCOVERY_MODE PRE_TEST
+      PROPERTIES LABELS "${labels}" TIMEOUT 600)
+  endforeach()
 endfunction()

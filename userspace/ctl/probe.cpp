@@ -88,7 +88,8 @@ Outcome<Exit> probe_command(bool behaviour, const Output& out) {
     out.text(text);
   }
   switch (option.support) {
-    case Support::supported: return Exit::done;
+    case Support::supported:
+    case Support::supported_by_bpf: return Exit::done;
     case Support::blocked: return Exit::permission;
     case Support::error: return Exit::error;
     default: return Exit::unsupported;

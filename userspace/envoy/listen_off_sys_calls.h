@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // SO_REUSEPORT_LISTEN_OFF in the manner of Envoy's Api::OsSysCalls: results are {rc, errno},
-// nothing is thrown, the answer of the probe is kept. To vendor: this file and reuseport/probe.hpp.
+// nothing is thrown, the answer of the probe is kept. To vendor: this file, reuseport/probe.hpp and,
+// as reuseport/linux/reuseport.h, the header of the option (MIT).
 // Inside Envoy the two structs below are those of envoy/api/os_sys_calls_common.h: define
 // REUSEPORT_ENVOY_HAS_SYS_CALL_RESULT and include that first.
 #pragma once
@@ -9,11 +10,15 @@
 #include <cerrno>
 #include <cstdint>
 
+#include "reuseport/probe.hpp"
+
 #if defined(__linux__)
 #include <sys/socket.h>
-#endif
 
-#include "reuseport/probe.hpp"
+#include "reuseport/linux/reuseport.h"
+#else
+struct reuseport_listen_info;
+#endif
 
 #ifndef REUSEPORT_ENVOY_HAS_SYS_CALL_RESULT
 namespace Envoy {
@@ -35,23 +40,17 @@ namespace Network {
 
 enum class ListenMode : uint32_t { On = 0, Off = 1, Standby = 2 };
 
-// struct reuseport_listen_info of <linux/reuseport.h>; no kernel header is needed.
-struct ListenInfo {
-  uint32_t mode;
-  uint32_t flags;
-  uint32_t handshakes;
-  uint32_t queued;
-  uint32_t group_id;
-  uint32_t group_on;
-  uint32_t group_standby;
-  uint32_t group_off;
+using ListenInfo = ::reuseport_listen_info;
 
-  // close() would reset nothing.
-  bool drained() const {
-    return mode == static_cast<uint32_t>(ListenMode::Off) && (flags & 1u) != 0 && handshakes == 0 &&
-           queued == 0;
-  }
-};
+#if defined(__linux__)
+// close() would reset nothing: as the option's header has it.
+inline bool drained(const ListenInfo& info) {
+  const bool away = info.mode == REUSEPORT_LISTEN_OFF ||
+                    (info.mode == REUSEPORT_LISTEN_STANDBY && info.group_on > 0);
+  return away && (info.flags & REUSEPORT_LISTEN_F_SETTLED) != 0 &&
+         (info.flags & REUSEPORT_LISTEN_F_COOKIES) == 0 && info.handshakes == 0 && info.queued == 0;
+}
+#endif
 
 // What would be added to Api::OsSysCalls and its Posix implementation.
 class ListenOffSysCalls {

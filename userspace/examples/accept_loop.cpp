@@ -5,8 +5,7 @@
 
 #include <cstdio>
 
-#include <reuseport/drain.hpp>
-#include <reuseport/fd.hpp>
+#include <reuseport/reuseport.hpp>
 
 using reuseport::Fd;
 
@@ -27,13 +26,14 @@ int main() {
     return 1;
   }
 
-  reuseport::Drain drain({.policy = reuseport::Policy::prefer});
-  int accepted = 0;
-  if (reuseport::Status added = drain.add(listener.get()); !added) {
+  // Nobody takes over: the address goes with its listener.
+  reuseport::Drain drain({.last_on = reuseport::LastOn::leave});
+  if (auto added = drain.add(std::move(listener)); !added) {
     std::fprintf(stderr, "%s\n", added.error().message().c_str());
     return 1;
   }
-  const reuseport::Result<reuseport::Report> report = reuseport::run(drain, [&](int fd) {
+  int accepted = 0;
+  const auto report = reuseport::run(drain, [&](int fd) {
     const Fd taken(::accept4(fd, nullptr, nullptr, SOCK_CLOEXEC));
     accepted += taken.valid() ? 1 : 0;
   });
@@ -41,8 +41,7 @@ int main() {
     std::fprintf(stderr, "%s\n", report.error().message().c_str());
     return 1;
   }
-  (void)listener.release();  // closed by the drain
-  std::printf("accepted %d, %s by %s: %s\n", accepted, to_string(report->outcome).data(),
-              to_string(report->method).data(), report->probe.why());
+  std::printf("accepted %d, %s by %s (%s)\n", accepted, to_string(report->outcome).data(),
+              to_string(report->method).data(), to_string(report->support));
   return accepted == 1 ? 0 : 1;
 }

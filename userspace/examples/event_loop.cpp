@@ -18,8 +18,7 @@
 #include <optional>
 #include <string_view>
 
-#include <reuseport/epoll.hpp>
-#include <reuseport/fd.hpp>
+#include <reuseport/reuseport.hpp>
 
 namespace {
 
@@ -95,25 +94,26 @@ int main(int argc, char** argv) {
         return 1;  // asked a second time: go at once
       }
       signalfd_siginfo taken{};
-      (void)::read(stop.get(), &taken, sizeof(taken));
-      reuseport::Drain drain;
-      if (reuseport::Status added = drain.add(listening); !added) {
+      (void)!::read(stop.get(), &taken, sizeof(taken));
+      // With a newcomer beside it the listener stands by until it is closed; without one it goes OFF.
+      reuseport::Drain drain({.last_on = reuseport::LastOn::leave});
+      if (auto added = drain.add(std::move(listener)); !added) {
         std::fprintf(stderr, "%s\n", added.error().message().c_str());
         return 1;
       }
       auto started = reuseport::EpollDrain::start(std::move(drain), serve);
       if (!started) {  // nothing has changed: go on serving
         std::fprintf(stderr, "%s\n", started.error().message().c_str());
+        listener = std::move(drain.take_back().front());  // NOLINT(bugprone-use-after-move): not moved
         continue;
       }
-      (void)listener.release();  // the drain's from here
       retiring.emplace(std::move(*started));
       (void)watch(loop, retiring->fd());
     } else if (retiring && event.data.fd == retiring->fd()) {
       if (retiring->dispatch() == reuseport::Action::done) {
-        const reuseport::Report& report = retiring->report();
+        const reuseport::Report report = retiring->report();
         std::fprintf(stderr, "%s by %s (%s)\n", to_string(report.outcome).data(),
-                     to_string(report.method).data(), report.probe.why());
+                     to_string(report.method).data(), to_string(report.support));
         return report.lossless() ? 0 : 3;
       }
     } else if (event.data.fd == listening) {

@@ -22,7 +22,7 @@
 #include <unordered_map>
 #include <utility>
 
-#include <reuseport/fd.hpp>
+#include <reuseport/reuseport.hpp>
 
 namespace {
 
@@ -100,7 +100,7 @@ int main(int argc, char** argv) {
     const int fd = event.data.fd;
     if (fd == stop.get()) {
       signalfd_siginfo taken{};
-      (void)::read(stop.get(), &taken, sizeof(taken));
+      (void)!::read(stop.get(), &taken, sizeof(taken));
       listener.reset();
     } else if (const auto found = clients.find(fd); found != clients.end()) {
       if (serve(found->second)) {

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // What a drain does where the option is missing. Runs on every kernel: where the option exists, a
 // seccomp filter in a child takes it away.
+#include <sys/resource.h>
+
 #include <vector>
 
-#include "reuseport/drain.hpp"
+#include "reuseport/reuseport.hpp"
 #include "support/support.hpp"
 
 namespace reuseport {
@@ -17,12 +19,12 @@ TEST_F(DrainFallback, RequireFailsAndTouchesNothing) {
   test::without_option([] {
     Fd listener = test::open_listener(test::address("127.0.0.1"));
     Drain drain({.policy = Policy::require});
-    EXPECT_TRUE(drain.add(listener.get()));
-    const Status started = drain.start();
+    EXPECT_TRUE(drain.add(std::move(listener)));
+    const auto started = drain.start();
     EXPECT_FALSE(started);
     EXPECT_EQ(started.error().errnum, ENOPROTOOPT);
     EXPECT_NE(started.error().message().find("lacks SO_REUSEPORT_LISTEN_OFF"), std::string::npos);
-    EXPECT_TRUE(test::is_open(listener.get()));
+    listener = std::move(drain.take_back()[0]);
     EXPECT_EQ(test::try_connect(test::local_address(listener.get())), 0);
     return true;
   });
@@ -40,7 +42,7 @@ TEST_F(DrainFallback, PreferSweepsThenCloses) {
     }
     EXPECT_TRUE(test::wait_queued(fd, 5));
     Drain drain;
-    EXPECT_TRUE(drain.add(listener.release()));
+    EXPECT_TRUE(drain.add(std::move(listener)));
     EXPECT_TRUE(drain.start());
 
     Step step = drain.step();
@@ -52,14 +54,14 @@ TEST_F(DrainFallback, PreferSweepsThenCloses) {
     step = drain.step();
     EXPECT_EQ(step.action, Action::done);
     EXPECT_FALSE(test::is_open(fd));
-    const Report& report = drain.report();
+    const Report report = drain.report();
     EXPECT_EQ(report.outcome, Outcome::swept_and_closed);
     EXPECT_EQ(report.method, Method::sweep);
-    EXPECT_EQ(report.probe.support, Support::not_in_kernel);
+    EXPECT_EQ(report.support, Support::not_in_kernel);
     EXPECT_FALSE(report.lossless());
     EXPECT_FALSE(report.timed_out);
-    EXPECT_EQ(report.left().queued, 0U);
-    EXPECT_EQ(report.left().handshakes, std::nullopt) << "nobody can tell on this kernel";
+    EXPECT_EQ(report.left.queued, 0U);
+    EXPECT_EQ(report.left.handshakes, std::nullopt) << "nobody can tell on this kernel";
     EXPECT_EQ(test::try_connect(at), ECONNREFUSED);
     return true;
   });
@@ -73,9 +75,9 @@ TEST_F(DrainFallback, MigrationIsReportedOnlyWhereItIsOn) {
     Fd staying = test::open_listener(at);
     Fd datagrams = test::open_listener(test::address("127.0.0.1"), SOCK_DGRAM);
     Drain drain;
-    EXPECT_TRUE(drain.add(leaving.release()));
-    EXPECT_TRUE(drain.add(datagrams.release()));
-    const Result<Report> report = run(drain, [](int fd) { test::accept_all(fd); });
+    EXPECT_TRUE(drain.add(std::move(leaving)));
+    EXPECT_TRUE(drain.add(std::move(datagrams)));
+    const Expected<Report> report = run(drain, [](int fd) { test::accept_all(fd); });
     EXPECT_TRUE(report);
     EXPECT_EQ(report->listeners[0].outcome, Outcome::migrated);
     EXPECT_EQ(report->listeners[0].method, Method::migrate);
@@ -92,12 +94,11 @@ TEST_F(DrainFallback, NobodyToMigrateToIsNoMigration) {
     Fd second = test::open_listener(test::local_address(first.get()));
     const Fd elsewhere = test::open_listener(test::address("127.0.0.1"));
     Drain drain;
-    EXPECT_TRUE(drain.add(first.release()));
-    EXPECT_TRUE(drain.add(second.release()));
-    const Result<Report> report = run(drain, [](int fd) { test::accept_all(fd); });
+    EXPECT_TRUE(drain.add(std::move(first)));
+    EXPECT_TRUE(drain.add(std::move(second)));
+    const Expected<Report> report = run(drain, [](int fd) { test::accept_all(fd); });
     EXPECT_TRUE(report);
     EXPECT_EQ(report->outcome, Outcome::swept_and_closed);
-    EXPECT_EQ(report->method, Method::sweep);
     return true;
   });
 }
@@ -109,15 +110,14 @@ TEST_F(DrainFallback, DeadlineTellsWhatWasLeft) {
     EXPECT_EQ(test::connect_result(client.get()), 0);
     EXPECT_TRUE(test::wait_queued(listener.get(), 1));
     Drain drain({.timeout = milliseconds(10)});
-    EXPECT_TRUE(drain.add(listener.release()));
-    const Clock::time_point start = Clock::now();
-    EXPECT_TRUE(drain.start(start));
-    EXPECT_EQ(drain.step(start).action, Action::accept_more);
-    EXPECT_EQ(drain.step(start + milliseconds(10)).action, Action::done);
+    EXPECT_TRUE(drain.add(std::move(listener)));
+    EXPECT_TRUE(drain.start());
+    EXPECT_EQ(drain.step().action, Action::accept_more);
+    EXPECT_TRUE(test::eventually([&] { return drain.step().action == Action::done; }));
     EXPECT_EQ(drain.report().outcome, Outcome::deadline_hit);
     EXPECT_TRUE(drain.report().timed_out);
-    EXPECT_EQ(drain.report().left().queued, 1U);
-    EXPECT_EQ(drain.report().took, milliseconds(10));
+    EXPECT_EQ(drain.report().left.queued, 1U);
+    EXPECT_GE(drain.report().took, milliseconds(10));
     return true;
   });
 }
@@ -129,12 +129,12 @@ TEST_F(DrainFallback, CloseOnlyClosesWithoutAccepting) {
     EXPECT_EQ(test::connect_result(client.get()), 0);
     EXPECT_TRUE(test::wait_queued(listener.get(), 1));
     Drain drain({.policy = Policy::close_only});
-    EXPECT_TRUE(drain.add(listener.release()));
-    const Result<Report> report = run(drain, [](int) { ADD_FAILURE() << "asked to accept"; });
+    EXPECT_TRUE(drain.add(std::move(listener)));
+    const Expected<Report> report = run(drain, [](int) { ADD_FAILURE() << "asked to accept"; });
     EXPECT_TRUE(report);
     EXPECT_EQ(report->outcome, Outcome::closed);
     EXPECT_EQ(report->method, Method::close);
-    EXPECT_EQ(report->left().queued, 1U);
+    EXPECT_EQ(report->left.queued, 1U);
     return true;
   });
 }
@@ -146,9 +146,9 @@ TEST_F(DrainFallback, DatagramsAreReadBeforeClosing) {
     EXPECT_EQ(::send(client.get(), "", 0, 0), 0);
     EXPECT_EQ(::send(client.get(), "x", 1, 0), 1);
     Drain drain;
-    EXPECT_TRUE(drain.add(socket.release()));
+    EXPECT_TRUE(drain.add(std::move(socket)));
     int read = 0;
-    const Result<Report> report = run(drain, [&](int fd) {
+    const Expected<Report> report = run(drain, [&](int fd) {
       char byte = 0;
       while (::recv(fd, &byte, 1, MSG_DONTWAIT) >= 0) {
         ++read;
@@ -157,7 +157,7 @@ TEST_F(DrainFallback, DatagramsAreReadBeforeClosing) {
     EXPECT_TRUE(report);
     EXPECT_EQ(read, 2);
     EXPECT_EQ(report->outcome, Outcome::swept_and_closed);
-    EXPECT_TRUE(report->left().nothing());
+    EXPECT_TRUE(report->left.nothing());
     return true;
   });
 }
@@ -167,11 +167,53 @@ TEST_F(DrainFallback, BlockedIsNotTheSameAsMissing) {
     EXPECT_TRUE(test::deny_option(EPERM));
     Fd listener = test::open_listener(test::address("127.0.0.1"));
     Drain drain({.policy = Policy::require});
-    EXPECT_TRUE(drain.add(listener.get()));
+    EXPECT_TRUE(drain.add(std::move(listener)));
     EXPECT_EQ(drain.start().error().errnum, EPERM);
-    EXPECT_EQ(drain.report().probe.support, Support::blocked);
+    EXPECT_EQ(drain.report().support, Support::blocked);
     return true;
   }));
+}
+
+TEST_F(DrainFallback, ShutDownInBetweenIsNoSuccessAndNoEndlessLoop) {
+  test::without_option([] {
+    Fd listener = test::open_listener(test::address("127.0.0.1"));
+    const int fd = listener.get();
+    const Fd client = test::open_client(test::local_address(fd));
+    EXPECT_EQ(test::connect_result(client.get()), 0);
+    EXPECT_TRUE(test::wait_queued(fd, 1));
+    Drain drain;
+    EXPECT_TRUE(drain.add(std::move(listener)));
+    EXPECT_TRUE(drain.start());
+    EXPECT_EQ(drain.step().action, Action::accept_more);
+    EXPECT_EQ(::shutdown(fd, SHUT_RD), 0);
+    EXPECT_EQ(drain.step().action, Action::done);
+    EXPECT_EQ(drain.report().outcome, Outcome::vanished);
+    EXPECT_EQ(drain.report().left.queued, 1U);
+    return true;
+  });
+}
+
+// Short of descriptors the probe cannot ask. That passes, and is no reason to sweep.
+TEST_F(DrainFallback, AProbeThatCannotAskIsAskedAgain) {
+  test::without_option([] {
+    Fd listener = test::open_listener(test::address("127.0.0.1"));
+    const int fd = listener.get();
+    rlimit limit{};
+    EXPECT_EQ(::getrlimit(RLIMIT_NOFILE, &limit), 0);
+    const rlimit before = limit;
+    limit.rlim_cur = 0;
+    EXPECT_EQ(::setrlimit(RLIMIT_NOFILE, &limit), 0);
+    Drain drain;
+    EXPECT_TRUE(drain.add(std::move(listener)));
+    EXPECT_TRUE(drain.start());
+    EXPECT_EQ(drain.step().action, Action::wait_until);
+    EXPECT_EQ(drain.report().error->errnum, EMFILE);
+    EXPECT_TRUE(test::is_open(fd));
+    EXPECT_EQ(::setrlimit(RLIMIT_NOFILE, &before), 0);
+    EXPECT_EQ(drain.step().action, Action::done);
+    EXPECT_EQ(drain.report().outcome, Outcome::swept_and_closed);
+    return true;
+  });
 }
 
 }  // namespace

@@ -1,23 +1,487 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a drain does on every kernel: bad input, order of calls, steering plugged in.
-#include "reuseport/drain.hpp"
-
+// The drain's rules, on any kernel: the option is played by a table, the listeners are real.
 #include <fcntl.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
 
+#include <algorithm>
+#include <map>
 #include <vector>
 
+#include "reuseport/reuseport.hpp"
 #include "support/support.hpp"
 
 namespace reuseport {
 namespace {
 
+using std::chrono::milliseconds;
 using std::chrono::seconds;
+
+// What the kernel would say of each listener, and what it was told.
+struct Provider {
+  std::map<int, Info> infos;
+  std::vector<std::pair<int, Mode>> set;
+  std::map<int, int> set_error;  // by descriptor, 0: works
+  std::map<int, int> get_error;
+
+  void say(int fd, std::uint32_t group_on, std::uint32_t handshakes = 0, std::uint32_t queued = 0,
+           std::uint32_t flags = REUSEPORT_LISTEN_F_SETTLED) {
+    Info& info = infos[fd];
+    info.flags = flags;
+    info.handshakes = handshakes;
+    info.queued = queued;
+    info.group_id = 7;
+    info.group_on = group_on;
+    info.group_standby = 1;
+  }
+  [[nodiscard]] Mode mode(int fd) { return Mode{infos[fd].mode}; }
+
+  [[nodiscard]] DrainOptions options(DrainOptions given = {}) {
+    given.is_shared = [](int) { return false; };
+    given.set_mode = [this](int fd, Mode mode) -> Expected<void> {
+      if (set_error[fd] != 0) {
+        return Error{"set_mode", set_error[fd], ""};
+      }
+      set.emplace_back(fd, mode);
+      infos[fd].mode = static_cast<std::uint32_t>(mode);
+      return {};
+    };
+    given.get_info = [this](int fd) -> Expected<Info> {
+      if (get_error[fd] != 0) {
+        return Error{"get_info", get_error[fd], ""};
+      }
+      return infos[fd];
+    };
+    return given;
+  }
+};
+
+class DrainRules : public test::NetNsTest {
+ protected:
+  void SetUp() override {
+    ASSERT_NO_FATAL_FAILURE(NetNsTest::SetUp());
+    old_ = test::open_listener(test::address("127.0.0.1"));
+    fd_ = old_.get();
+    at_ = test::local_address(fd_);
+    newcomer_ = test::open_listener(at_);
+    provider_.say(fd_, 2);  // itself and the newcomer
+  }
+
+  [[nodiscard]] Drain drain_of_old(DrainOptions options = {}) {
+    Drain drain(provider_.options(std::move(options)));
+    EXPECT_TRUE(drain.add(std::move(old_)));
+    return drain;
+  }
+  static Action step_to_the_end(Drain& drain, milliseconds limit = seconds(10)) {
+    Action action = Action::wait_until;
+    (void)test::eventually([&] { return (action = drain.step().action) == Action::done; }, limit);
+    return action;
+  }
+  static Report ended(Drain& drain) {
+    EXPECT_EQ(step_to_the_end(drain), Action::done);
+    return drain.report();
+  }
+
+  Provider provider_;
+  Fd old_;
+  int fd_ = -1;
+  test::Address at_;
+  Fd newcomer_;
+};
+
+// ---- Nothing is claimed that was not seen ----
+
+TEST_F(DrainRules, WhatWasNotStartedIsNoSuccess) {
+  Drain drain = drain_of_old();
+  EXPECT_EQ(drain.report().outcome, Outcome::not_started);
+  EXPECT_EQ(drain.report().method, Method::none);
+  EXPECT_FALSE(drain.report().lossless());
+  EXPECT_EQ(drain.step().action, Action::done);
+  provider_.say(fd_, 1);  // alone
+  EXPECT_EQ(drain.start().error().errnum, EADDRNOTAVAIL);
+  EXPECT_EQ(drain.report().outcome, Outcome::not_started);
+  EXPECT_EQ(drain.report().error->errnum, EADDRNOTAVAIL);
+  EXPECT_FALSE(drain.report().lossless());
+  EXPECT_NE(static_cast<int>(REUSEPORT_DRAINED), 0);
+}
+
+TEST_F(DrainRules, WhileItRunsItSaysSo) {
+  Drain drain = drain_of_old();
+  ASSERT_TRUE(drain.start());
+  provider_.say(fd_, 1, 2, 3);
+  EXPECT_EQ(drain.step().action, Action::wait_until);
+  const Report report = drain.report();
+  EXPECT_EQ(report.outcome, Outcome::running);
+  EXPECT_EQ(report.listeners[0].outcome, Outcome::running);
+  EXPECT_FALSE(report.lossless());
+  EXPECT_EQ(report.left.handshakes, 2U);
+  EXPECT_EQ(report.left.queued, 3U);
+  EXPECT_TRUE(report.listeners[0].open);
+}
+
+TEST_F(DrainRules, StandbyFromStartToClose) {
+  Drain drain = drain_of_old();
+  ASSERT_TRUE(drain.start());
+  provider_.say(fd_, 1, 1);
+  EXPECT_EQ(drain.step().action, Action::wait_until);
+  EXPECT_TRUE(test::is_open(fd_));
+  provider_.say(fd_, 1);
+  const Report report = ended(drain);
+  EXPECT_EQ(report.outcome, Outcome::drained);
+  EXPECT_EQ(report.method, Method::option);
+  EXPECT_TRUE(report.lossless());
+  EXPECT_FALSE(test::is_open(fd_));
+  EXPECT_EQ(provider_.set, (std::vector<std::pair<int, Mode>>{{fd_, Mode::standby}}));
+}
+
+TEST_F(DrainRules, CookiesAndAnUnsettledChoiceAreWaitedFor) {
+  Drain drain = drain_of_old();
+  ASSERT_TRUE(drain.start());
+  provider_.say(fd_, 1, 0, 0, REUSEPORT_LISTEN_F_SETTLED | REUSEPORT_LISTEN_F_COOKIES);
+  EXPECT_EQ(drain.step().action, Action::wait_until);
+  provider_.say(fd_, 1, 0, 0, 0);
+  EXPECT_EQ(drain.step().action, Action::wait_until);
+  provider_.say(fd_, 1);
+  EXPECT_EQ(ended(drain).outcome, Outcome::drained);
+}
+
+TEST_F(DrainRules, ALookThatFailsIsNoLook) {
+  Drain drain = drain_of_old();
+  ASSERT_TRUE(drain.start());
+  provider_.say(fd_, 1);
+  provider_.get_error[fd_] = ENOBUFS;
+  EXPECT_EQ(drain.step().action, Action::wait_until);
+  EXPECT_EQ(drain.report().listeners[0].errnum, ENOBUFS);
+  provider_.get_error.clear();
+  EXPECT_EQ(ended(drain).outcome, Outcome::drained);
+}
+
+// Today's library says "drained" of these six, and exits 0.
+TEST_F(DrainRules, OneThatVanishedCountsByTheLastLookBefore) {
+  Drain drain = drain_of_old();
+  ASSERT_TRUE(drain.start());
+  provider_.say(fd_, 1, 2, 4);
+  EXPECT_EQ(drain.step().action, Action::wait_until);
+  provider_.get_error[fd_] = ESTALE;
+  const Report report = ended(drain);
+  EXPECT_EQ(report.outcome, Outcome::vanished);
+  EXPECT_EQ(report.left.handshakes, 2U);
+  EXPECT_EQ(report.left.queued, 4U);
+  EXPECT_FALSE(report.lossless());
+  EXPECT_FALSE(test::is_open(fd_)) << "the copy must not keep the address";
+}
+
+TEST_F(DrainRules, OneThatVanishedWhenDrainedIsDrained) {
+  Fd second = test::open_listener(at_);
+  const int other = second.get();
+  provider_.say(fd_, 3);
+  provider_.say(other, 3);
+  Drain drain = drain_of_old();
+  ASSERT_TRUE(drain.add(std::move(second)));
+  ASSERT_TRUE(drain.start());
+  provider_.say(fd_, 1);
+  provider_.say(other, 1, 1);
+  EXPECT_EQ(drain.step().action, Action::wait_until);
+  ::close(fd_);
+  provider_.say(other, 1);
+  const Report report = ended(drain);
+  EXPECT_EQ(report.listeners[0].outcome, Outcome::drained);
+  EXPECT_EQ(report.listeners[1].outcome, Outcome::drained);
+}
+
+TEST_F(DrainRules, AShutDownListenerHasVanished) {
+  Drain drain = drain_of_old();
+  ASSERT_TRUE(drain.start());
+  provider_.say(fd_, 1, 1);
+  EXPECT_EQ(drain.step().action, Action::wait_until);
+  provider_.infos[fd_] = Info{};  // in no group any more
+  provider_.infos[fd_].mode = REUSEPORT_LISTEN_STANDBY;
+  provider_.infos[fd_].flags = REUSEPORT_LISTEN_F_SETTLED;
+  EXPECT_EQ(ended(drain).outcome, Outcome::vanished);
+}
+
+TEST_F(DrainRules, AnotherSocketUnderTheSameNumberIsLeftAlone) {
+  Drain drain = drain_of_old();
+  ASSERT_TRUE(drain.start());
+  provider_.say(fd_, 1, 1);
+  EXPECT_EQ(drain.step().action, Action::wait_until);
+  const Fd stranger = test::open_listener(test::address("127.0.0.1"));
+  ASSERT_EQ(::dup2(stranger.get(), fd_), fd_);
+  provider_.say(fd_, 1);
+  const Fd keep(fd_);
+  EXPECT_EQ(ended(drain).outcome, Outcome::vanished);
+  EXPECT_TRUE(test::is_open(fd_));
+}
+
+TEST_F(DrainRules, TheNewcomerIsLookedForOnceMoreAfterClose) {
+  Drain drain = drain_of_old();
+  ASSERT_TRUE(drain.start());
+  newcomer_.reset();  // while the table still says that there is one
+  provider_.say(fd_, 1);
+  const Report report = ended(drain);
+  EXPECT_EQ(report.outcome, Outcome::unconfirmed);
+  EXPECT_FALSE(report.lossless());
+}
+
+TEST_F(DrainRules, AWildcardListenerIsNoNewcomerOfTheGroup) {
+  newcomer_ = test::open_listener(test::address("0.0.0.0", at_.port()));
+  Drain drain = drain_of_old();
+  ASSERT_TRUE(drain.start());
+  provider_.say(fd_, 1);
+  EXPECT_EQ(ended(drain).outcome, Outcome::unconfirmed);
+}
+
+TEST_F(DrainRules, TheNewcomerIsSeenOfEveryKind) {
+  for (const char* ip : {"127.0.0.1", "0.0.0.0", "::1", "::"}) {
+    for (const int type : {SOCK_STREAM, SOCK_DGRAM}) {
+      Fd old = test::open_listener(test::address(ip), type);
+      const int fd = old.get();
+      Fd newcomer = test::open_listener(test::local_address(fd), type);
+      for (const bool there : {true, false}) {
+        provider_.say(fd, 2);
+        provider_.infos[fd].mode = REUSEPORT_LISTEN_ON;
+        Drain drain(provider_.options());
+        ASSERT_TRUE(drain.add(std::move(old)));
+        ASSERT_TRUE(drain.start());
+        provider_.say(fd, 1);
+        if (!there) {
+          newcomer.reset();
+        }
+        EXPECT_EQ(ended(drain).outcome, there ? Outcome::drained : Outcome::unconfirmed)
+            << ip << " type " << type;
+        old = test::open_listener(test::address(ip), type);
+        if (there) {
+          newcomer = test::open_listener(test::local_address(old.get()), type);
+        }
+        ASSERT_EQ(old.get(), fd) << "the number is free again";
+      }
+    }
+  }
+}
+
+// ---- An ON member in the same group ----
+
+TEST_F(DrainRules, OursDoNotCountAsNewcomers) {
+  Fd second = test::open_listener(at_);
+  const int other = second.get();
+  provider_.say(fd_, 2);
+  provider_.say(other, 2);
+  Drain drain = drain_of_old();
+  ASSERT_TRUE(drain.add(std::move(second)));
+  EXPECT_EQ(drain.start().error().errnum, EADDRNOTAVAIL);
+  EXPECT_TRUE(provider_.set.empty());
+  provider_.say(fd_, 3);
+  provider_.say(other, 3);
+  EXPECT_TRUE(drain.start()) << "a drain that did not start may be started again";
+}
+
+TEST_F(DrainRules, ANewcomerThatDiesGivesTheModesBack) {
+  Drain drain = drain_of_old();
+  ASSERT_TRUE(drain.start());
+  provider_.say(fd_, 1, 1);
+  EXPECT_EQ(drain.step().action, Action::wait_until);
+  provider_.say(fd_, 0, 1);
+  EXPECT_EQ(drain.step().action, Action::done);
+  EXPECT_EQ(drain.report().outcome, Outcome::undone);
+  EXPECT_EQ(drain.report().error->errnum, EADDRNOTAVAIL);
+  EXPECT_EQ(provider_.mode(fd_), Mode::on);
+  const std::vector<Fd> back = drain.take_back();
+  ASSERT_EQ(back.size(), 1U);
+  EXPECT_EQ(back[0].get(), fd_);
+  EXPECT_TRUE(test::is_open(fd_));
+}
+
+// The look before close() is what counts, not the one that said "drained" first.
+TEST_F(DrainRules, ANewcomerThatDiesWhileOthersAreWaitedFor) {
+  Fd second = test::open_listener(at_);
+  const int other = second.get();
+  provider_.say(fd_, 3);
+  provider_.say(other, 3);
+  Drain drain = drain_of_old();
+  ASSERT_TRUE(drain.add(std::move(second)));
+  ASSERT_TRUE(drain.start());
+  provider_.say(fd_, 1);
+  provider_.say(other, 1, 1);
+  EXPECT_EQ(drain.step().action, Action::wait_until);
+  provider_.say(fd_, 0);
+  provider_.say(other, 0);
+  EXPECT_EQ(step_to_the_end(drain), Action::done);
+  EXPECT_EQ(drain.report().outcome, Outcome::undone);
+  EXPECT_TRUE(test::is_open(fd_));
+  EXPECT_TRUE(test::is_open(other));
+}
+
+TEST_F(DrainRules, WaitServesUntilANewcomerComes) {
+  provider_.say(fd_, 1);
+  Drain drain = drain_of_old({.last_on = LastOn::wait});
+  ASSERT_TRUE(drain.start());
+  provider_.say(fd_, 0);
+  EXPECT_EQ(drain.step().action, Action::wait_until);
+  EXPECT_EQ(provider_.mode(fd_), Mode::standby);
+  EXPECT_EQ(test::try_connect(at_), 0);
+  provider_.say(fd_, 1);
+  (void)test::accept_all(fd_);
+  EXPECT_EQ(ended(drain).outcome, Outcome::drained);
+}
+
+TEST_F(DrainRules, NobodyUntilTheDeadlineUndoes) {
+  provider_.say(fd_, 1);
+  Drain drain = drain_of_old({.last_on = LastOn::wait, .timeout = milliseconds(20)});
+  ASSERT_TRUE(drain.start());
+  provider_.say(fd_, 0);
+  const Report report = ended(drain);
+  EXPECT_EQ(report.outcome, Outcome::undone);
+  EXPECT_TRUE(report.timed_out);
+  EXPECT_EQ(provider_.mode(fd_), Mode::on);
+}
+
+TEST_F(DrainRules, LeaveSwitchesOffWhereNobodyIs) {
+  newcomer_.reset();
+  provider_.say(fd_, 1);
+  Drain drain = drain_of_old({.last_on = LastOn::leave});
+  ASSERT_TRUE(drain.start());
+  EXPECT_EQ(provider_.mode(fd_), Mode::off);
+  provider_.say(fd_, 0);
+  const Report report = ended(drain);
+  EXPECT_EQ(report.outcome, Outcome::drained) << "nobody is expected there";
+}
+
+TEST_F(DrainRules, LeaveStandsByWhereSomebodyIsAndGoesOffWithHim) {
+  Drain drain = drain_of_old({.last_on = LastOn::leave});
+  ASSERT_TRUE(drain.start());
+  EXPECT_EQ(provider_.mode(fd_), Mode::standby);
+  newcomer_.reset();
+  provider_.say(fd_, 0, 1);
+  EXPECT_EQ(drain.step().action, Action::wait_until);
+  EXPECT_EQ(provider_.mode(fd_), Mode::off);
+  provider_.say(fd_, 0);
+  EXPECT_EQ(ended(drain).outcome, Outcome::drained);
+}
+
+// ---- Obstacles ----
+
+TEST_F(DrainRules, APassingObstacleIsWaitedForAndNoReasonToFallBack) {
+  for (const Policy policy : {Policy::prefer, Policy::require}) {
+    provider_.set_error[fd_] = EAGAIN;
+    provider_.say(fd_, 2, 1);
+    Drain drain = drain_of_old({.policy = policy});
+    ASSERT_TRUE(drain.start());
+    EXPECT_EQ(drain.step().action, Action::wait_until);
+    EXPECT_EQ(drain.report().outcome, Outcome::running);
+    EXPECT_EQ(drain.report().method, Method::none);
+    EXPECT_TRUE(provider_.set.empty());
+    provider_.set_error.clear();
+    EXPECT_EQ(drain.step().action, Action::wait_until);
+    EXPECT_EQ(provider_.mode(fd_), Mode::standby);
+    ASSERT_TRUE(drain.undo());
+    std::vector<Fd> back = drain.take_back();
+    old_ = std::move(back[0]);
+    provider_.set.clear();
+  }
+}
+
+TEST_F(DrainRules, AnObstacleThatDoesNotPassFailsAtTheDeadline) {
+  provider_.set_error[fd_] = EAGAIN;
+  Drain drain = drain_of_old({.timeout = milliseconds(20)});
+  ASSERT_TRUE(drain.start());
+  const Report report = ended(drain);
+  EXPECT_EQ(report.outcome, Outcome::undone);
+  EXPECT_TRUE(report.timed_out);
+  EXPECT_EQ(report.error->errnum, EAGAIN);
+  EXPECT_TRUE(test::is_open(fd_)) << "not closed by a worse method";
+}
+
+TEST_F(DrainRules, WhereItCannotBeUsedPreferFallsBackAndSaysSo) {
+  provider_.set_error[fd_] = EBUSY;
+  Drain required = drain_of_old({.policy = Policy::require});
+  EXPECT_EQ(required.start().error().errnum, EBUSY);
+  EXPECT_EQ(required.report().outcome, Outcome::not_started);
+  old_ = std::move(required.take_back()[0]);
+  Drain drain = drain_of_old();
+  ASSERT_TRUE(drain.start());
+  const Report report = ended(drain);
+  EXPECT_EQ(report.outcome, Outcome::swept_and_closed);
+  EXPECT_EQ(report.method, Method::sweep);
+  EXPECT_EQ(report.error->errnum, EBUSY);
+}
+
+TEST_F(DrainRules, FailureHalfWaySwitchesNothing) {
+  Fd second = test::open_listener(at_);
+  const int other = second.get();
+  provider_.say(fd_, 3);
+  provider_.say(other, 3);
+  provider_.set_error[other] = EINVAL;
+  Drain drain = drain_of_old();
+  ASSERT_TRUE(drain.add(std::move(second)));
+  EXPECT_EQ(drain.start().error().errnum, EINVAL);
+  EXPECT_EQ(provider_.mode(fd_), Mode::on);
+}
+
+// ---- Deadlines ----
+
+TEST_F(DrainRules, AtTheDeadlineWhatWasAskedFor) {
+  for (const AtDeadline what : {AtDeadline::undo, AtDeadline::keep, AtDeadline::close}) {
+    provider_.say(fd_, 2);
+    Drain drain = drain_of_old({.at_deadline = what, .timeout = milliseconds(5)});
+    ASSERT_TRUE(drain.start());
+    provider_.say(fd_, 1, 1);
+    const Report report = ended(drain);
+    EXPECT_TRUE(report.timed_out);
+    EXPECT_FALSE(report.lossless());
+    EXPECT_EQ(report.left.handshakes, 1U);
+    EXPECT_EQ(report.outcome, what == AtDeadline::undo ? Outcome::undone : Outcome::deadline_hit);
+    EXPECT_EQ(provider_.mode(fd_), what == AtDeadline::undo ? Mode::on : Mode::standby);
+    EXPECT_EQ(test::is_open(fd_), what != AtDeadline::close);
+    provider_.infos[fd_].mode = REUSEPORT_LISTEN_ON;
+    std::vector<Fd> back = drain.take_back();
+    ASSERT_EQ(back.empty(), what == AtDeadline::close);
+    if (!back.empty()) {
+      old_ = std::move(back[0]);
+    }
+  }
+}
+
+TEST_F(DrainRules, EveryTimeIsAnsweredOrRefused) {
+  const auto start = [&](milliseconds timeout, milliseconds poll) {
+    Drain drain(provider_.options({.timeout = timeout, .poll_interval = poll}));
+    const auto added = drain.add(std::move(old_));
+    if (!added) {
+      EXPECT_EQ(added.error().errnum, EINVAL);
+      return Action::done;
+    }
+    EXPECT_TRUE(drain.start());
+    provider_.say(fd_, 1, 1);
+    const Action action = drain.step().action;
+    provider_.say(fd_, 2);
+    old_ = std::move(drain.take_back()[0]);
+    return action;
+  };
+  EXPECT_EQ(start(milliseconds(-1), milliseconds(1)), Action::done);
+  EXPECT_EQ(start(milliseconds(1), milliseconds::min()), Action::done);
+  EXPECT_TRUE(old_.valid());
+  EXPECT_EQ(start(milliseconds::max(), milliseconds::max()), Action::wait_until);
+  EXPECT_EQ(start(milliseconds::max(), milliseconds(0)), Action::wait_until);
+}
+
+TEST_F(DrainRules, NoTimeIsOneLook) {
+  Drain drain = drain_of_old({.at_deadline = AtDeadline::undo, .timeout = milliseconds(0)});
+  ASSERT_TRUE(drain.start());
+  provider_.say(fd_, 1, 1);
+  EXPECT_EQ(drain.step().action, Action::done);
+  EXPECT_TRUE(drain.report().timed_out);
+}
+
+// ---- Who owns what ----
 
 class DrainInput : public test::NetNsTest {
  protected:
-  static int add_error(int fd) {
+  // The error, and the descriptor is still the caller's.
+  static int add_error(int number) {
+    Fd fd(number < 0 ? number : ::dup(number));
+    const int mine = fd.get();
     Drain drain;
-    const Status added = drain.add(fd);
+    const auto added = drain.add(std::move(fd));
+    EXPECT_EQ(fd.get(), added ? Fd::none : mine);  // NOLINT(bugprone-use-after-move): what is tested
     return added ? 0 : added.error().errnum;
   }
 };
@@ -56,172 +520,170 @@ TEST_F(DrainInput, ReuseportIsNeeded) {
 }
 
 TEST_F(DrainInput, CallsInTheWrongOrder) {
-  Drain drain({.close = [](int) {}});
+  Drain drain({.policy = Policy::close_only});
   EXPECT_EQ(drain.start().error().errnum, EINVAL) << "nothing added";
   EXPECT_EQ(drain.step().action, Action::done) << "not started";
   EXPECT_EQ(drain.undo().error().errnum, ESTALE);
-  const Fd fd = test::open_listener(test::address("127.0.0.1"));
-  const Fd other = test::open_listener(test::address("127.0.0.1"));
-  ASSERT_TRUE(drain.add(fd.get()));
-  EXPECT_EQ(drain.add(fd.get()).error().errnum, EEXIST);
+  Fd fd = test::open_listener(test::address("127.0.0.1"));
+  Fd other = test::open_listener(test::address("127.0.0.1"));
+  ASSERT_TRUE(drain.add(std::move(fd)));
   ASSERT_TRUE(drain.start());
   EXPECT_EQ(drain.start().error().errnum, EBUSY);
-  EXPECT_EQ(drain.add(other.get()).error().errnum, EBUSY);
+  EXPECT_EQ(drain.add(std::move(other)).error().errnum, EBUSY);
   EXPECT_TRUE(drain.undo());
   EXPECT_EQ(drain.start().error().errnum, EBUSY);
 }
 
-TEST_F(DrainInput, NothingIsOwnedBeforeStart) {
-  const Fd fd = test::open_listener(test::address("127.0.0.1"));
+TEST_F(DrainInput, WhatADrainOwnsItClosesUnlessTakenBack) {
+  Fd fd = test::open_listener(test::address("127.0.0.1"));
+  const int number = fd.get();
   {
     Drain drain;
-    ASSERT_TRUE(drain.add(fd.get()));
-    EXPECT_EQ(drain.open_fds().size(), 1U);
+    ASSERT_TRUE(drain.add(std::move(fd)));
+    EXPECT_EQ(drain.open_fds(), std::vector<int>{number});
+    std::vector<Fd> back = drain.take_back();
+    ASSERT_EQ(back.size(), 1U);
+    fd = std::move(back[0]);
   }
-  EXPECT_TRUE(test::is_open(fd.get()));
+  EXPECT_TRUE(test::is_open(number));
+  {
+    Drain drain;
+    ASSERT_TRUE(drain.add(std::move(fd)));
+  }
+  EXPECT_FALSE(test::is_open(number));
 }
 
-TEST_F(DrainInput, UndoLeavesOpenAndServing) {
-  const Fd fd = test::open_listener(test::address("127.0.0.1"));
-  const Fd client = test::open_client(test::local_address(fd.get()));
-  ASSERT_EQ(test::connect_result(client.get()), 0);
-  ASSERT_TRUE(test::wait_queued(fd.get(), 1));
+TEST_F(DrainInput, AMovedFromDrainIsSafe) {
   Drain drain;
-  ASSERT_TRUE(drain.add(fd.get()));
-  ASSERT_TRUE(drain.start());
-  EXPECT_EQ(drain.step().action, Action::accept_more);
-  ASSERT_TRUE(drain.undo());
-  EXPECT_EQ(drain.report().outcome, Outcome::undone);
-  EXPECT_EQ(test::try_connect(test::local_address(fd.get())), 0);
-  EXPECT_EQ(test::accept_count(fd.get(), 2), 2);
+  Drain taken = std::move(drain);
+  // NOLINTBEGIN(bugprone-use-after-move): what is tested
+  Fd fd = test::open_listener(test::address("127.0.0.1"));
+  EXPECT_EQ(drain.add(std::move(fd)).error().errnum, EINVAL);
+  EXPECT_TRUE(fd.valid());
+  EXPECT_EQ(drain.start().error().errnum, EINVAL);
+  EXPECT_EQ(drain.undo().error().errnum, EINVAL);
+  EXPECT_EQ(drain.step().action, Action::done);
+  EXPECT_EQ(drain.report().outcome, Outcome::not_started);
+  EXPECT_TRUE(drain.take_back().empty());
+  EXPECT_TRUE(drain.open_fds().empty());
+  EXPECT_EQ(run(drain, [](int) {}).error().errnum, EINVAL);
+  // NOLINTEND(bugprone-use-after-move)
+  ASSERT_TRUE(taken.add(std::move(fd)));
 }
 
-// Steering that answers as told and notes what it was asked.
-class FakeSteering : public Steering {
- public:
-  Status start(std::span<const int> leaving) override {
-    fds.assign(leaving.begin(), leaving.end());
-    return start_status;
-  }
-  Result<Left> left(int /*fd*/) override { return answer; }
-  void stop() noexcept override { ++stops; }
+TEST_F(DrainInput, ACloserGetsTheListener) {
+  std::vector<Fd> closed;
+  Drain drain({.policy = Policy::close_only, .close = [&](Fd fd) { closed.push_back(std::move(fd)); }});
+  Fd fd = test::open_listener(test::address("127.0.0.1"));
+  const int number = fd.get();
+  ASSERT_TRUE(drain.add(std::move(fd)));
+  ASSERT_TRUE(run(drain, [](int) {}));
+  ASSERT_EQ(closed.size(), 1U);
+  EXPECT_EQ(closed[0].get(), number);
+  EXPECT_TRUE(test::is_open(number));
+}
 
-  Status start_status;
-  Result<Left> answer = Left{0, 0};
-  std::vector<int> fds;
-  int stops = 0;
+TEST_F(DrainRules, WhoCannotAcceptIsNeverAskedToAndNeverFallsBack) {
+  EXPECT_EQ(test::try_connect(at_), 0);
+  Drain drain = drain_of_old({.no_accept = true});
+  ASSERT_TRUE(drain.start());
+  provider_.say(fd_, 1, 0, 1);
+  const Step step = drain.step();
+  EXPECT_EQ(step.action, Action::wait_until);
+  EXPECT_TRUE(step.fds.empty()) << "they would be readable all the time";
+  ASSERT_TRUE(drain.undo());
+  old_ = std::move(drain.take_back()[0]);
+  provider_.say(fd_, 2);
+  provider_.set_error[fd_] = ENOPROTOOPT;
+  Drain again = drain_of_old({.no_accept = true});
+  EXPECT_EQ(again.start().error().errnum, ENOPROTOOPT);
+}
+
+// ---- Sharing ----
+
+class DrainShared : public DrainRules {
+ protected:
+  // Starts a drain that looks through /proc by itself: its errno.
+  int start_error() {
+    DrainOptions options = provider_.options();
+    options.is_shared = {};
+    Drain drain(std::move(options));
+    EXPECT_TRUE(drain.add(std::move(old_)));
+    const auto started = drain.start();
+    old_ = std::move(drain.take_back()[0]);
+    return started ? 0 : started.error().errnum;
+  }
 };
 
-class DrainSteered : public test::NetNsTest {};
-
-TEST_F(DrainSteered, WaitsForHandshakesThenCloses) {
-  test::without_option([] {
-    FakeSteering steering;
-    steering.answer = Left{2, 0};
-    Fd fd = test::open_listener(test::address("127.0.0.1"));
-    const int number = fd.get();
-    Drain drain({.policy = Policy::require, .steering = &steering});
-    EXPECT_TRUE(drain.add(fd.release()));
-    EXPECT_TRUE(drain.start());
-    EXPECT_EQ(steering.fds, std::vector<int>{number});
-    EXPECT_EQ(drain.step().action, Action::wait_until);
-    EXPECT_EQ(drain.report().left().handshakes, 2U);
-    steering.answer = fail("recvmsg(netlink)", ENOBUFS);
-    EXPECT_EQ(drain.step().action, Action::wait_until) << "not knowing is not drained";
-    EXPECT_EQ(drain.report().listeners[0].error->errnum, ENOBUFS);
-    EXPECT_EQ(steering.stops, 0);
-    steering.answer = Left{0, 0};
-    EXPECT_EQ(drain.step().action, Action::done);
-    EXPECT_EQ(steering.stops, 1);
-    EXPECT_FALSE(test::is_open(number));
-    EXPECT_EQ(drain.report().outcome, Outcome::drained);
-    EXPECT_EQ(drain.report().method, Method::steer);
-    return true;
-  });
+TEST_F(DrainShared, TheCallersWordIsTaken) {
+  DrainOptions options = provider_.options();
+  Expected<bool> answer = true;
+  options.is_shared = [&](int) { return answer; };
+  Drain drain(std::move(options));
+  ASSERT_TRUE(drain.add(std::move(old_)));
+  EXPECT_EQ(drain.start().error().errnum, EBUSY);
+  answer = Error{"open(/proc/1/fd)", EACCES, "run as root"};
+  EXPECT_EQ(drain.start().error().errnum, EACCES);
+  EXPECT_TRUE(provider_.set.empty());
+  answer = false;
+  EXPECT_TRUE(drain.start());
 }
 
-TEST_F(DrainSteered, QueueIsAcceptedFirst) {
-  test::without_option([] {
-    FakeSteering steering;
-    Fd fd = test::open_listener(test::address("127.0.0.1"));
-    const Fd client = test::open_client(test::local_address(fd.get()));
-    EXPECT_EQ(test::connect_result(client.get()), 0);
-    EXPECT_TRUE(test::wait_queued(fd.get(), 1));
-    Drain drain({.steering = &steering});
-    EXPECT_TRUE(drain.add(fd.release()));
-    int accepted = 0;
-    const Result<Report> report = run(drain, [&](int each) { accepted += test::accept_all(each); });
-    EXPECT_EQ(accepted, 1);
-    EXPECT_EQ(report->outcome, Outcome::drained);
-    return true;
-  });
+TEST_F(DrainShared, AnotherHolderIsFound) {
+  int ends[2] = {-1, -1};
+  ASSERT_EQ(::pipe2(ends, O_CLOEXEC), 0);
+  const pid_t child = ::fork();  // inherits the listener, and waits to be told to end
+  if (child == 0) {
+    ::close(ends[1]);
+    char byte = 0;
+    ::_exit(::read(ends[0], &byte, 1) == 0 ? 0 : 1);
+  }
+  const Fd reader(ends[0]);
+  Fd writer(ends[1]);
+  EXPECT_EQ(start_error(), EBUSY);
+  EXPECT_TRUE(provider_.set.empty());
+  writer.reset();
+  ASSERT_EQ(::waitpid(child, nullptr, 0), child);
+  EXPECT_EQ(start_error(), 0);
 }
 
-TEST_F(DrainSteered, FailureIsReportedAndFallsBackOnlyUnderPrefer) {
-  test::without_option([] {
-    FakeSteering steering;
-    steering.start_status = fail("bpf(BPF_PROG_LOAD)", EPERM, "needs CAP_BPF");
-    for (const Policy policy : {Policy::require, Policy::prefer}) {
-      Fd fd = test::open_listener(test::address("127.0.0.1"));
-      Drain drain({.policy = policy, .steering = &steering});
-      EXPECT_TRUE(drain.add(fd.release()));
-      const Status started = drain.start();
-      if (policy == Policy::require) {
-        EXPECT_EQ(started.error().call, "bpf(BPF_PROG_LOAD)");
-        continue;
-      }
-      EXPECT_TRUE(started);
-      EXPECT_EQ(drain.step().action, Action::done);
-      EXPECT_EQ(drain.report().method, Method::sweep);
-      EXPECT_EQ(drain.report().not_steered->errnum, EPERM);
+// A worker that gave up its rights must not look into its master, who holds the listener, too.
+TEST_F(DrainShared, WhoMayNotBeLookedIntoCountsIfItIsAnAncestor) {
+  if (::geteuid() != 0) {
+    GTEST_SKIP() << "needs root to become somebody else";
+  }
+  EXPECT_TRUE(test::in_child([&] {
+    EXPECT_EQ(::setsid(), ::getpid());
+    EXPECT_EQ(::setresuid(65534, 65534, 65534), 0);
+    EXPECT_EQ(start_error(), EBUSY);
+    return true;
+  }));
+}
+
+TEST_F(DrainShared, StrangersWhoMayNotBeLookedIntoArePassedOver) {
+  if (::geteuid() != 0) {
+    GTEST_SKIP() << "needs root to become somebody else";
+  }
+  int ends[2] = {-1, -1};
+  ASSERT_EQ(::pipe2(ends, O_CLOEXEC), 0);
+  const Fd reader(ends[0]);
+  Fd writer(ends[1]);
+  // This process is a stranger to an orphan in a session of its own.
+  EXPECT_TRUE(test::in_child([&] {
+    const pid_t parent = ::getpid();
+    if (::fork() == 0) {
+      const bool free = ::setsid() > 0 && ::setresuid(65534, 65534, 65534) == 0 &&
+                        test::eventually([&] { return ::getppid() != parent; });
+      const char answer = free ? static_cast<char>(start_error()) : 'x';
+      (void)!::write(ends[1], &answer, 1);
+      ::_exit(0);
     }
-    EXPECT_EQ(steering.stops, 0) << "what did not start is not stopped";
     return true;
-  });
-}
-
-TEST_F(DrainSteered, SharedListenerIsNotSteeredAway) {
-  test::without_option([] {
-    FakeSteering steering;
-    Fd fd = test::open_listener(test::address("127.0.0.1"));
-    Drain drain({.policy = Policy::require,
-                 .is_shared = [](int) -> Result<bool> { return true; },
-                 .steering = &steering});
-    EXPECT_TRUE(drain.add(fd.get()));
-    EXPECT_EQ(drain.start().error().errnum, EBUSY);
-    EXPECT_TRUE(steering.fds.empty());
-    return true;
-  });
-}
-
-TEST_F(DrainSteered, UndoStops) {
-  test::without_option([] {
-    FakeSteering steering;
-    steering.answer = Left{1, 0};
-    const Fd fd = test::open_listener(test::address("127.0.0.1"));
-    {
-      Drain drain({.steering = &steering});
-      EXPECT_TRUE(drain.add(fd.get()));
-      EXPECT_TRUE(drain.start());
-    }
-    EXPECT_EQ(steering.stops, 1);
-    EXPECT_TRUE(test::is_open(fd.get()));
-    return true;
-  });
-}
-
-TEST(DrainReport, CountsAddUpOnlyWhereAllAreKnown) {
-  Report report;
-  EXPECT_TRUE(report.left().nothing());
-  report.listeners.resize(2);
-  report.listeners[0].left = {1, 2};
-  report.listeners[1].left = {3, 4};
-  EXPECT_EQ(report.left().handshakes, 4U);
-  EXPECT_EQ(report.left().queued, 6U);
-  report.listeners[1].left.handshakes.reset();
-  EXPECT_EQ(report.left().handshakes, std::nullopt);
-  EXPECT_EQ(report.left().queued, 6U);
-  EXPECT_FALSE(report.left().nothing());
+  }));
+  writer.reset();
+  char answer = 'y';
+  ASSERT_EQ(::read(reader.get(), &answer, 1), 1);
+  EXPECT_EQ(answer, 0);
 }
 
 }  // namespace

@@ -19,7 +19,9 @@ struct Error {
 
   [[nodiscard]] std::error_code code() const noexcept { return {errnum, std::generic_category()}; }
   /// One line: "call: strerror: hint".
-  [[nodiscard]] REUSEPORT_API std::string message() const;
+  [[nodiscard]] std::string message() const {
+    return call + ": " + code().message() + (hint.empty() ? "" : ": ") + hint;
+  }
 };
 
 /// A value or an Error. tl::expected stands in for C++23's std::expected.

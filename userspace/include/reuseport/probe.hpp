@@ -27,13 +27,14 @@
 
 namespace reuseport {
 
-/// What a probe found.
+/// What a probe found. The numbers are those of enum reuseport_support (reuseport.h).
 enum class Support : std::uint8_t {
-  supported,      ///< the option is there and answers as documented
-  not_in_kernel,  ///< ENOPROTOOPT: this kernel was built without the patches
-  number_taken,   ///< something answers to the number, but it is not this option
-  blocked,        ///< a seccomp filter, LSM or cgroup program forbids the question
-  error,          ///< the question could not be put, e.g. EMFILE; ask again later
+  error,             ///< the question could not be put, e.g. EMFILE; ask again later
+  supported,         ///< the kernel has the option, and it answers as documented
+  supported_by_bpf,  ///< the same, provided by BPF on a kernel that lacks it
+  not_in_kernel,     ///< ENOPROTOOPT: neither the kernel has it nor BPF in this cgroup
+  number_taken,      ///< something answers to the number, but it is not this option
+  blocked,           ///< a seccomp filter, LSM or cgroup program forbids the question
 };
 
 /// The question a probe was asking when it got its answer.
@@ -55,15 +56,19 @@ struct ProbeResult {
   ProbeStep step = ProbeStep::socket;
   int errnum = 0;
 
-  [[nodiscard]] constexpr bool supported() const noexcept { return support == Support::supported; }
+  /// By the kernel or by BPF.
+  [[nodiscard]] constexpr bool supported() const noexcept {
+    return support == Support::supported || support == Support::supported_by_bpf;
+  }
   /// One line for a log: what was found and what to do about it.
   [[nodiscard]] constexpr const char* why() const noexcept;
 };
 
-/// "supported", "not_in_kernel", "number_taken", "blocked" or "error".
+/// "supported", "supported_by_bpf", "not_in_kernel", "number_taken", "blocked" or "error".
 [[nodiscard]] constexpr const char* to_string(Support support) noexcept {
   switch (support) {
     case Support::supported: return "supported";
+    case Support::supported_by_bpf: return "supported_by_bpf";
     case Support::not_in_kernel: return "not_in_kernel";
     case Support::number_taken: return "number_taken";
     case Support::blocked: return "blocked";
@@ -91,8 +96,10 @@ struct ProbeResult {
 constexpr const char* ProbeResult::why() const noexcept {
   switch (support) {
     case Support::supported: return "the kernel has SO_REUSEPORT_LISTEN_OFF";
+    case Support::supported_by_bpf: return "BPF provides SO_REUSEPORT_LISTEN_OFF";
     case Support::not_in_kernel:
-      return "this kernel lacks SO_REUSEPORT_LISTEN_OFF; boot one built with the patches";
+      return "this kernel lacks SO_REUSEPORT_LISTEN_OFF; \"reuseportctl enable\" provides it by BPF, "
+             "or boot a kernel built with the patches";
     case Support::number_taken:
       return "option number 0x5250 belongs to something else on this kernel; do not use it";
     case Support::blocked:
@@ -113,6 +120,7 @@ inline constexpr int probe_mode_off = 1;
 inline constexpr int probe_mode_standby = 2;
 inline constexpr int probe_mode_none = 0x7fffff01;
 inline constexpr unsigned probe_info_size = 32;
+inline constexpr std::uint32_t probe_flag_bpf = 1U << 31U;
 
 #if defined(__linux__)
 
@@ -149,9 +157,10 @@ class ProbeSocket {
   if (probe_is_blocked(errnum)) {
     return {Support::blocked, step, errnum};
   }
-  const bool shortage = errnum == ENOMEM || errnum == ENOBUFS || errnum == EMFILE ||
-                        errnum == ENFILE || errnum == EINTR;
-  if (shortage || step == ProbeStep::socket) {
+  // EAGAIN: BPF that is being replaced takes no change for a moment.
+  const bool passing = errnum == ENOMEM || errnum == ENOBUFS || errnum == EMFILE ||
+                       errnum == ENFILE || errnum == EINTR || errnum == EAGAIN;
+  if (passing || step == ProbeStep::socket) {
     return {Support::error, step, errnum};
   }
   return {Support::number_taken, step, errnum};
@@ -188,11 +197,13 @@ class ProbeSocket {
   if (mode != probe_mode_on) {
     return {Support::number_taken, ProbeStep::answer_value, 0};
   }
-  return {Support::supported, ProbeStep::all, 0};
+  return {(answer[1] & probe_flag_bpf) != 0 ? Support::supported_by_bpf : Support::supported,
+          ProbeStep::all, 0};
 }
 
 /// Sets each mode and reads it back.
-[[nodiscard]] inline ProbeResult probe_round_trip(const ProbeSocket& sock, int number) noexcept {
+[[nodiscard]] inline ProbeResult probe_round_trip(const ProbeSocket& sock, int number,
+                                                  ProbeResult good) noexcept {
   for (const int mode : {probe_mode_off, probe_mode_standby, probe_mode_on}) {
     if (const int errnum = sock.set(number, mode); errnum != 0) {
       return probe_failed(ProbeStep::round_trip, errnum);
@@ -206,7 +217,7 @@ class ProbeSocket {
       return {Support::number_taken, ProbeStep::round_trip, 0};
     }
   }
-  return {Support::supported, ProbeStep::all, 0};
+  return good;
 }
 
 /// All questions in turn, to one fresh TCP socket.
@@ -214,9 +225,9 @@ class ProbeSocket {
   if (!sock.valid()) {
     return probe_failed(ProbeStep::socket, errno);
   }
-  ProbeResult found = probe_get(sock, number);
-  if (!found.supported()) {
-    return found;
+  const ProbeResult good = probe_get(sock, number);
+  if (!good.supported()) {
+    return good;
   }
   if (const int errnum = sock.set(SO_REUSEPORT, 1); errnum != 0) {
     return probe_failed(ProbeStep::socket, errnum);
@@ -225,7 +236,7 @@ class ProbeSocket {
     return errnum == 0 ? ProbeResult{Support::number_taken, ProbeStep::bad_value, 0}
                        : probe_failed(ProbeStep::bad_value, errnum);
   }
-  found = probe_round_trip(sock, number);
+  const ProbeResult found = probe_round_trip(sock, number, good);
   if (!found.supported()) {
     return found;
   }
@@ -237,7 +248,7 @@ class ProbeSocket {
                          : probe_failed(ProbeStep::wrong_family, errnum);
     }
   }
-  return {Support::supported, ProbeStep::all, 0};
+  return good;
 }
 
 /// The probe for any option number, so that a test can put it to every number the kernel knows.
@@ -409,11 +420,11 @@ inline std::atomic<std::uint32_t> probe_cache{0};
     return found;
   }
 #if defined(__linux__)
-  const ProbeResult seen = detail::probe_loopback(SO_REUSEPORT_LISTEN_OFF, AF_INET, connects);
+  ProbeResult seen = detail::probe_loopback(SO_REUSEPORT_LISTEN_OFF, AF_INET, connects);
   if (seen.support == Support::error && seen.errnum == EAFNOSUPPORT) {
-    return detail::probe_loopback(SO_REUSEPORT_LISTEN_OFF, AF_INET6, connects);
+    seen = detail::probe_loopback(SO_REUSEPORT_LISTEN_OFF, AF_INET6, connects);
   }
-  return seen;
+  return seen.supported() ? found : seen;
 #else
   (void)connects;
   return found;

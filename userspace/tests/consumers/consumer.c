@@ -28,41 +28,45 @@ static int open_listener(void) {
 }
 
 static int drain_it(int fd) {
-  struct reuseport_drain_options options = {.size = sizeof(options), .timeout_ms = 5000};
-  struct reuseport_drain_report report;
-  struct reuseport_drain* drain = reuseport_drain_new(&options);
-  uint32_t wait_ms = 0;
-  int action;
+  struct reuseport_drain_options options = {
+      .size = sizeof(options), .last_on = REUSEPORT_LAST_LEAVE, .timeout_ns = REUSEPORT_MS(5000)};
+  struct reuseport_drain_report report = {.size = sizeof(report)};
+  struct reuseport_error error = {.size = sizeof(error)};
+  struct reuseport_step step = {.size = sizeof(step)};
+  struct reuseport_drain* drain = NULL;
 
-  if (!drain || reuseport_drain_add(drain, fd) != 0 || reuseport_drain_start(drain) != 0) {
-    fprintf(stderr, "drain: %s\n", drain ? reuseport_drain_error(drain) : "options");
+  if (reuseport_drain_new(&options, &drain) != 0 || reuseport_drain_add(drain, fd) != 0 ||
+      reuseport_drain_start(drain) != 0) {
+    reuseport_drain_get_error(drain, &error);
+    fprintf(stderr, "drain: %s: %s\n", error.call, error.hint);
     return 1;
   }
-  while ((action = reuseport_drain_step(drain, &wait_ms)) != REUSEPORT_DONE) {
-    poll(NULL, 0, (int)wait_ms);
+  while (reuseport_drain_step(drain, &step) > 0) {
+    poll(NULL, 0, 1);
   }
   reuseport_drain_get_report(drain, &report);
-  fprintf(stderr, "%s by %s in %u ms\n", reuseport_outcome_name(report.outcome),
-          reuseport_method_name(report.method), report.took_ms);
+  fprintf(stderr, "%s by %s in %lld ns\n", reuseport_outcome_name(report.outcome),
+          reuseport_method_name(report.method), (long long)report.took_ns);
   reuseport_drain_free(drain);
-  return report.listeners == 1 && report.outcome <= REUSEPORT_SWEPT_AND_CLOSED ? 0 : 1;
+  return report.outcome == REUSEPORT_DRAINED || report.outcome == REUSEPORT_SWEPT_AND_CLOSED ? 0 : 1;
 }
 
 int main(void) {
   const char* why = NULL;
-  struct reuseport_info info;
+  struct reuseport_listen_info info;
   int support = reuseport_probe(&why);
+  int supported = support == REUSEPORT_SUPPORTED || support == REUSEPORT_SUPPORTED_BY_BPF;
   int fd = open_listener();
   int got = reuseport_get_info(fd, &info);
 
-  if (fd < 0 || !why || (support == REUSEPORT_SUPPORTED) != (got == 0)) {
+  if (fd < 0 || !why || supported != (got == 0)) {
     fprintf(stderr, "probe %d (%s), info %d\n", support, why ? why : "", got);
     return 1;
   }
-  if (got != 0 && (got != -ENOPROTOOPT || reuseport_set_mode(fd, REUSEPORT_MODE_OFF) != got ||
-                   reuseport_get_mode(fd) != got)) {
+  if (got != 0 &&
+      (got != -ENOPROTOOPT || reuseport_set_mode(fd, REUSEPORT_LISTEN_OFF) != got)) {
     return 1;
   }
-  puts(reuseport_support_name(support));
+  puts(reuseport_support_name((uint32_t)support));
   return drain_it(fd);
 }

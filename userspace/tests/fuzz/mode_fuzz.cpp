@@ -5,7 +5,7 @@
 #include <cstdlib>
 #include <string_view>
 
-#include "reuseport/listener.hpp"
+#include "reuseport/reuseport.hpp"
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   const std::string_view text(static_cast<const char*>(static_cast<const void*>(data)), size);

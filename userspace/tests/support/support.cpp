@@ -4,7 +4,6 @@
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <linux/filter.h>
-#include <linux/reuseport.h>
 #include <linux/seccomp.h>
 #include <net/if.h>
 #include <netinet/tcp.h>
@@ -29,6 +28,7 @@
 #include <sstream>
 #include <thread>
 
+#include "reuseport/linux/reuseport.h"
 #include "reuseport/probe.hpp"
 
 namespace reuseport::test {
@@ -55,9 +55,13 @@ bool new_net_ns() {
 
 }  // namespace
 
-bool expect_supported() {
+std::string expected_support() {
   const char* expect = std::getenv("REUSEPORT_EXPECT");
-  return expect != nullptr && std::string_view(expect) == "supported";
+  return expect != nullptr ? expect : "not_in_kernel";
+}
+
+bool expect_supported() {
+  return expected_support() != "not_in_kernel";
 }
 
 void NetNsTest::SetUp() {

@@ -1,0 +1,287 @@
+// SPDX-License-Identifier: Apache-2.0
+// Choosing a method, switching the listeners by it, and taking that back.
+#include <algorithm>
+#include <cerrno>
+#include <limits>
+
+#include "drain.hpp"
+#include "reuseport/probe.hpp"
+
+namespace reuseport::core {
+namespace {
+
+// The option is not to be had for this listener. EBUSY: BPF would get in the way of another program.
+bool is_unusable(int errnum) {
+  switch (errnum) {
+    case EACCES:
+    case EAFNOSUPPORT:
+    case EBUSY:
+    case ENOPROTOOPT:
+    case ENOSYS:
+    case EOPNOTSUPP:
+    case EPERM:
+    case EPROTO: return true;
+    default: return false;
+  }
+}
+
+}  // namespace
+
+bool in_group(const reuseport_listen_info& info) noexcept {
+  return info.group_on + info.group_standby + info.group_off > 0;
+}
+
+bool is_passing(int errnum) noexcept {
+  switch (errnum) {
+    case EAGAIN:
+    case EINTR:
+    case EMFILE:
+    case ENFILE:
+    case ENOBUFS:
+    case ENOMEM: return true;
+    default: return false;
+  }
+}
+
+int Drain::fail(const Fault& fault) noexcept {
+  fault_ = fault;
+  return -fault.errnum;
+}
+
+std::uint32_t Drain::method_of(const Entry& entry) const noexcept {
+  if (method_ == REUSEPORT_METHOD_MIGRATE && entry.listener.datagram()) {
+    return REUSEPORT_METHOD_SWEEP;  // nothing migrates datagrams
+  }
+  return method_;
+}
+
+int Drain::add(int fd) noexcept {
+  if (phase_ != Phase::idle) {
+    return fail({EBUSY, "add", "add listeners before start", fd});
+  }
+  for (const Entry& entry : entries_) {
+    if (entry.fd == fd) {
+      return fail({EEXIST, "add", "this descriptor was added before", fd});
+    }
+  }
+  Entry entry;
+  entry.fd = fd;
+  if (const Fault fault = examine(fd, entry.listener); fault) {
+    return fail(fault);
+  }
+  // Room for all that the drain will ever need: nothing is allocated later.
+  const std::size_t count = entries_.size() + 1;
+  if (!entries_.reserve(count) || !inodes_.reserve(count) || !on_.reserve(count) ||
+      !fds_.reserve(count)) {
+    return fail({ENOMEM, "add", "", fd});
+  }
+  entries_.push(entry);
+  fault_ = {};
+  return 0;
+}
+
+Fault Drain::get_info(const Entry& entry, reuseport_listen_info& info) const noexcept {
+  const int got = options_.get_info != nullptr ? options_.get_info(entry.fd, &info, options_.user)
+                                               : reuseport_get_info(entry.fd, &info);
+  return got == 0 ? Fault{}
+                  : Fault{-got, "getsockopt(SO_REUSEPORT_LISTEN_OFF)", reuseport_hint(got), entry.fd};
+}
+
+Fault Drain::set_mode(Entry& entry, std::uint32_t mode) const noexcept {
+  const int value = static_cast<int>(mode);
+  const int set = options_.set_mode != nullptr ? options_.set_mode(entry.fd, value, options_.user)
+                                               : reuseport_set_mode(entry.fd, value);
+  if (set != 0) {
+    return {-set, "setsockopt(SO_REUSEPORT_LISTEN_OFF)", reuseport_hint(set), entry.fd};
+  }
+  entry.switched = mode != entry.before;
+  entry.info.mode = mode;
+  return {};
+}
+
+// Asked anew: BPF may have come or gone since the process asked first.
+Fault Drain::probe() noexcept {
+  if (options_.get_info != nullptr) {
+    return {};
+  }
+  const ProbeResult found = probe_now();
+  support_ = static_cast<std::uint32_t>(found.support);
+  if (found.supported()) {
+    return {};
+  }
+  return {found.support == Support::number_taken ? EPROTO : found.errnum,
+          "probe(SO_REUSEPORT_LISTEN_OFF)", found.why()};
+}
+
+Fault Drain::look_before() noexcept {
+  on_.clear();
+  for (Entry& entry : entries_) {
+    if (const Fault fault = get_info(entry, entry.info); fault) {
+      return fault;
+    }
+    if (!entry.switched) {
+      entry.before = entry.info.mode;
+    }
+    if (entry.info.mode == REUSEPORT_LISTEN_ON && in_group(entry.info)) {
+      on_.push(entry.info.group_id);
+    }
+    if (options_.get_info != nullptr) {
+      support_ = (entry.info.flags & REUSEPORT_LISTEN_F_BPF) != 0 ? REUSEPORT_SUPPORTED_BY_BPF
+                                                                  : REUSEPORT_SUPPORTED;
+    }
+  }
+  std::sort(on_.begin(), on_.end());
+  return {};
+}
+
+// Its group keeps an ON member when all of ours have left. One that is OFF already serves nobody.
+bool Drain::stays_served(const Entry& entry) const noexcept {
+  const auto [first, last] = std::equal_range(on_.begin(), on_.end(), entry.info.group_id);
+  return entry.info.mode == REUSEPORT_LISTEN_OFF ||
+         entry.info.group_on > static_cast<std::uint32_t>(last - first);
+}
+
+Fault Drain::refuse_last() const noexcept {
+  for (const Entry& entry : entries_) {
+    if (options_.last_on == REUSEPORT_LAST_REFUSE && !stays_served(entry)) {
+      return {EADDRNOTAVAIL, "start",
+              "no ON listener would remain at this address, device and family: start the newcomer "
+              "first, or say that the address shall go",
+              entry.fd};
+    }
+  }
+  return {};
+}
+
+Fault Drain::refuse_shared() noexcept {
+  int shared = 0;
+  int fd = -1;
+  if (unshared_) {
+    return {};
+  }
+  if (options_.is_shared == nullptr) {
+    shared = held_elsewhere({inodes_.begin(), inodes_.end()});
+  } else {
+    for (std::size_t i = 0; i < entries_.size() && shared == 0; ++i) {
+      fd = entries_[i].fd;
+      shared = options_.is_shared(fd, options_.user);
+    }
+  }
+  if (shared < 0) {
+    return {-shared, "is_shared", "mount /proc, or give is_shared", fd};
+  }
+  if (shared > 0) {
+    return {EBUSY, "start",
+            "another process holds, or may hold, this listener too and would lose new connections "
+            "with it; to leave it to the other, just close() it",
+            fd};
+  }
+  unshared_ = true;
+  return {};
+}
+
+Fault Drain::switch_over() noexcept {
+  for (Entry& entry : entries_) {
+    const bool goes =
+        entry.before == REUSEPORT_LISTEN_OFF ||
+        (options_.last_on == REUSEPORT_LAST_LEAVE && !stays_served(entry));
+    const Fault fault = set_mode(entry, goes ? REUSEPORT_LISTEN_OFF : REUSEPORT_LISTEN_STANDBY);
+    if (fault) {
+      (void)restore();
+      return fault;
+    }
+  }
+  return {};
+}
+
+// Gives every listener that is still open its mode back; the first fault, but all are tried.
+Fault Drain::restore() noexcept {
+  Fault first;
+  for (Entry& entry : entries_) {
+    if (entry.switched && entry.open && identify(entry.fd) == entry.listener.identity) {
+      const Fault fault = set_mode(entry, entry.before);
+      first = first ? first : fault;
+    }
+  }
+  return first;
+}
+
+// Picks the method and applies it; on a fault nothing has changed.
+Fault Drain::begin() noexcept {
+  if (options_.policy == REUSEPORT_CLOSE_ONLY) {
+    method_ = REUSEPORT_METHOD_CLOSE;
+    return {};
+  }
+  Fault fault = probe();
+  fault = fault ? fault : look_before();
+  bool of_the_option = static_cast<bool>(fault);
+  fault = fault ? fault : refuse_last();
+  fault = fault ? fault : refuse_shared();
+  if (!fault) {
+    fault = switch_over();
+    of_the_option = static_cast<bool>(fault);
+  }
+  if (!fault) {
+    method_ = REUSEPORT_METHOD_OPTION;
+  } else if (of_the_option && is_unusable(fault.errnum) && options_.policy == REUSEPORT_PREFER) {
+    method_ = migrates_ ? REUSEPORT_METHOD_MIGRATE : REUSEPORT_METHOD_SWEEP;
+    fault_ = fault;  // why no better method was used
+    return {};
+  }
+  return fault;
+}
+
+int Drain::start(Time now) noexcept {
+  if (phase_ != Phase::idle) {
+    return fail({EBUSY, "start", "a drain starts once; make another one"});
+  }
+  if (entries_.size() == 0) {
+    return fail({EINVAL, "start", "add a listener first"});
+  }
+  inodes_.clear();
+  for (Entry& entry : entries_) {
+    inodes_.push(entry.listener.identity.inode);
+  }
+  std::sort(inodes_.begin(), inodes_.end());
+  migrates_ = migrate_req_is_on();
+  fault_ = {};
+  const Fault fault = begin();
+  if (fault && !is_passing(fault.errnum)) {
+    return fail(fault);
+  }
+  phase_ = fault ? Phase::switching : Phase::draining;
+  if (fault) {
+    fault_ = fault;
+  }
+  for (Entry& entry : entries_) {
+    entry.outcome = REUSEPORT_RUNNING;
+  }
+  started_ = now;
+  constexpr Time never = std::numeric_limits<Time>::max();
+  deadline_ = options_.timeout_ns > never - now ? never : now + options_.timeout_ns;
+  return 0;
+}
+
+Fault Drain::end_undone(Time now) noexcept {
+  const Fault fault = restore();
+  for (Entry& entry : entries_) {
+    if (entry.open) {
+      entry.outcome = REUSEPORT_UNDONE;
+    }
+  }
+  finish(now);
+  return fault;
+}
+
+int Drain::undo(Time now) noexcept {
+  if (!in_progress()) {
+    return fail({ESTALE, "undo", "no drain is running"});
+  }
+  const bool all = std::all_of(entries_.begin(), entries_.end(), [](const Entry& e) { return e.open; });
+  if (const Fault fault = end_undone(now); fault) {
+    return fail(fault);
+  }
+  return all ? 0 : fail({ECANCELED, "undo", "some listeners were closed before; the others are back"});
+}
+
+}  // namespace reuseport::core

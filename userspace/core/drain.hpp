@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+// The drain as a step machine. begin.cpp: add, start, undo; step.cpp: what happens in between.
+#ifndef REUSEPORT_CORE_DRAIN_HPP
+#define REUSEPORT_CORE_DRAIN_HPP
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "array.hpp"
+#include "reuseport/reuseport.h"
+#include "socket.hpp"
+
+namespace reuseport::core {
+
+/// CLOCK_MONOTONIC in ns. Every entry point is handed the time, so that tests need not wait.
+using Time = std::int64_t;
+[[nodiscard]] Time now() noexcept;
+
+/// The id does not tell: a kernel's first group has the id 0.
+[[nodiscard]] bool in_group(const reuseport_listen_info& info) noexcept;
+
+/// An errno that passes by itself is no reason to drain in a worse way.
+[[nodiscard]] bool is_passing(int errnum) noexcept;
+
+class Drain {
+ public:
+  explicit Drain(const reuseport_drain_options& options) noexcept : options_(options) {}
+
+  [[nodiscard]] int add(int fd) noexcept;
+  [[nodiscard]] int start(Time now) noexcept;
+  [[nodiscard]] int step(Time now, reuseport_step& step) noexcept;
+  [[nodiscard]] int undo(Time now) noexcept;
+
+  void report(Time now, reuseport_drain_report& report) const noexcept;
+  [[nodiscard]] int listener(std::size_t index, reuseport_listener_report& report) const noexcept;
+  [[nodiscard]] const Fault& fault() const noexcept { return fault_; }
+  [[nodiscard]] bool in_progress() const noexcept {
+    return phase_ == Phase::switching || phase_ == Phase::draining;
+  }
+
+ private:
+  enum class Phase : std::uint8_t {
+    idle,
+    switching,  ///< started, but something passing keeps the listeners from being switched
+    draining,
+    done,
+  };
+
+  struct Entry {
+    int fd = -1;
+    Listener listener{};
+    bool open = true;        ///< ours to look at and to close
+    bool switched = false;   ///< its mode is no longer `before`
+    bool readable = false;   ///< at the last look, as all below
+    bool drained = false;    ///< close() loses nothing
+    bool unconfirmed = false;  ///< closed on the strength of others, who were not seen since
+    int error = 0;           ///< negative errno where that look failed
+    std::uint32_t before = REUSEPORT_LISTEN_ON;
+    std::uint32_t outcome = REUSEPORT_NOT_STARTED;
+    reuseport_listen_info info{.mode = REUSEPORT_LISTEN_ON,
+                               .flags = 0,
+                               .handshakes = REUSEPORT_UNKNOWN,
+                               .queued = REUSEPORT_UNKNOWN,
+                               .group_id = 0,
+                               .group_on = 0,
+                               .group_standby = 0,
+                               .group_off = 0};
+  };
+
+  // begin.cpp
+  int fail(const Fault& fault) noexcept;
+  [[nodiscard]] Fault get_info(const Entry& entry, reuseport_listen_info& info) const noexcept;
+  [[nodiscard]] Fault set_mode(Entry& entry, std::uint32_t mode) const noexcept;
+  [[nodiscard]] Fault begin() noexcept;
+  [[nodiscard]] Fault probe() noexcept;
+  [[nodiscard]] Fault look_before() noexcept;
+  [[nodiscard]] Fault refuse_last() const noexcept;
+  [[nodiscard]] Fault refuse_shared() noexcept;
+  [[nodiscard]] Fault switch_over() noexcept;
+  [[nodiscard]] bool stays_served(const Entry& entry) const noexcept;
+  Fault restore() noexcept;
+  Fault end_undone(Time now) noexcept;
+
+  // step.cpp
+  void poll_all() noexcept;
+  void look_at(Entry& entry) noexcept;
+  void look_at_queue(Entry& entry) const noexcept;
+  void vanish(Entry& entry, bool still_ours) noexcept;
+  void close_entry(Entry& entry, std::uint32_t outcome) noexcept;
+  static void end_entry(Entry& entry, std::uint32_t outcome) noexcept;
+  void close_fd(const Entry& entry) const noexcept;
+  void close_drained() noexcept;
+  void close_swept() noexcept;
+  void look_again() noexcept;
+  [[nodiscard]] bool newcomer_is_gone() noexcept;
+  [[nodiscard]] std::uint32_t outcome_late(const Entry& entry) const noexcept;
+  void end_late(Time now) noexcept;
+  void try_again(Time now) noexcept;
+  void get_on(Time now) noexcept;
+  void finish(Time now) noexcept;
+  void accept_or_wait(Time now, reuseport_step& step) noexcept;
+
+  [[nodiscard]] bool may_accept() const noexcept {
+    return (options_.flags & REUSEPORT_DRAIN_NO_ACCEPT) == 0;
+  }
+  [[nodiscard]] std::uint32_t method_of(const Entry& entry) const noexcept;
+  template <typename What>
+  [[nodiscard]] bool all_open(What what) const noexcept {
+    for (const Entry& entry : entries_) {
+      if (entry.open && !what(entry)) {
+        return false;
+      }
+    }
+    return true;
+  }
+
+  reuseport_drain_options options_;
+  Phase phase_ = Phase::idle;
+  std::uint32_t method_ = REUSEPORT_METHOD_NONE;
+  std::uint32_t support_ = REUSEPORT_PROBE_ERROR;
+  bool migrates_ = false;   ///< tcp_migrate_req, as found by start
+  bool unshared_ = false;   ///< looked for other holders, found none
+  bool timed_out_ = false;
+  Time started_ = 0;
+  Time deadline_ = 0;
+  Time ended_ = 0;
+  Time pause_ = REUSEPORT_MS(1);
+  Fault fault_;
+  Array<Entry> entries_;
+  Array<std::uint64_t> inodes_;  ///< of all entries, sorted
+  Array<std::uint32_t> on_;      ///< the group of each entry that was ON, sorted
+  Array<int> fds_;               ///< handed out by step
+};
+
+}  // namespace reuseport::core
+
+#endif  // REUSEPORT_CORE_DRAIN_HPP

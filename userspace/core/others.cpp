@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+// Who serves an address besides us: sock_diag(7), without libmnl.
+#include <linux/inet_diag.h>
+#include <linux/netlink.h>
+#include <linux/rtnetlink.h>
+#include <linux/sock_diag.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstring>
+#include <optional>
+
+#include "reuseport/reuseport.h"
+#include "socket.hpp"
+
+namespace reuseport::core {
+namespace {
+
+struct Request {
+  nlmsghdr header;
+  inet_diag_req_v2 body;
+};
+
+// The member that the kernel would choose.
+struct Chosen {
+  inet_diag_msg socket{};
+  bool v6only = false;
+  std::optional<std::uint32_t> mode;
+};
+
+Request exact_question(const Place& place) noexcept {
+  Request request{};
+  request.header.nlmsg_len = sizeof(request);
+  request.header.nlmsg_type = SOCK_DIAG_BY_FAMILY;
+  request.header.nlmsg_flags = NLM_F_REQUEST;
+  request.header.nlmsg_seq = 1;
+  request.body.sdiag_family = static_cast<std::uint8_t>(place.family);
+  request.body.sdiag_protocol = place.protocol;
+  request.body.idiag_states = ~0U;
+  inet_diag_sockid& id = request.body.id;
+  id.idiag_if = place.device;
+  id.idiag_cookie[0] = id.idiag_cookie[1] = INET_DIAG_NOCOOKIE;
+  // udp_diag takes the other end for the local one (udp_dump_one() in net/ipv4/udp_diag.c).
+  const bool udp = place.protocol == IPPROTO_UDP;
+  (udp ? id.idiag_dport : id.idiag_sport) = place.port;
+  std::memcpy(udp ? id.idiag_dst : id.idiag_src, place.address.data(), sizeof(place.address));
+  return request;
+}
+
+// A message of type SOCK_DIAG_BY_FAMILY, its attributes read; false where it is cut short.
+bool read_reply(std::span<const std::byte> bytes, Chosen& chosen) noexcept {
+  constexpr std::size_t body = NLMSG_HDRLEN;
+  std::size_t at = body + NLMSG_ALIGN(sizeof(inet_diag_msg));
+  if (bytes.size() < at) {
+    return false;
+  }
+  std::memcpy(&chosen.socket, bytes.data() + body, sizeof(chosen.socket));
+  for (rtattr attribute{}; at + sizeof(attribute) <= bytes.size();
+       at += RTA_ALIGN(attribute.rta_len)) {
+    std::memcpy(&attribute, bytes.data() + at, sizeof(attribute));
+    if (attribute.rta_len < sizeof(attribute) || at + attribute.rta_len > bytes.size()) {
+      return false;
+    }
+    const std::span value = bytes.subspan(at + RTA_LENGTH(0), attribute.rta_len - RTA_LENGTH(0));
+    if (attribute.rta_type == INET_DIAG_SKV6ONLY && !value.empty()) {
+      chosen.v6only = value[0] != std::byte{0};
+    }
+    if (attribute.rta_type == INET_DIAG_REUSEPORT && value.size() >= sizeof(std::uint32_t)) {
+      std::uint32_t mode = 0;
+      std::memcpy(&mode, value.data(), sizeof(mode));
+      chosen.mode = mode;
+    }
+  }
+  return true;
+}
+
+bool ask(int netlink, const Place& place, Chosen& chosen) noexcept {
+  const Request request = exact_question(place);
+  sockaddr_nl kernel{};
+  kernel.nl_family = AF_NETLINK;
+  const auto* to = static_cast<const sockaddr*>(static_cast<const void*>(&kernel));
+  if (::sendto(netlink, &request, sizeof(request), 0, to, sizeof(kernel)) !=
+      static_cast<ssize_t>(sizeof(request))) {
+    return false;
+  }
+  // The kernel answers before sendto() returns; others may send here, too.
+  for (int datagrams = 0; datagrams < 16; ++datagrams) {
+    alignas(nlmsghdr) std::array<std::byte, 8192> buffer{};
+    sockaddr_nl sender{};
+    socklen_t len = sizeof(sender);
+    auto* from = static_cast<sockaddr*>(static_cast<void*>(&sender));
+    const ssize_t got = ::recvfrom(netlink, buffer.data(), buffer.size(), MSG_DONTWAIT, from, &len);
+    if (got < static_cast<ssize_t>(sizeof(nlmsghdr))) {
+      return false;
+    }
+    nlmsghdr header{};
+    std::memcpy(&header, buffer.data(), sizeof(header));
+    if (len != sizeof(sender) || sender.nl_pid != 0 || header.nlmsg_seq != 1) {
+      continue;
+    }
+    const std::size_t size = std::min<std::size_t>(header.nlmsg_len, static_cast<std::size_t>(got));
+    return header.nlmsg_type == SOCK_DIAG_BY_FAMILY &&
+           read_reply(std::span(buffer).first(size), chosen);
+  }
+  return false;
+}
+
+}  // namespace
+
+bool others_are_on(const Place& place, std::span<const std::uint64_t> leaving) noexcept {
+  const int netlink = ::socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_SOCK_DIAG);
+  if (netlink < 0) {
+    return false;
+  }
+  Chosen chosen;
+  const bool answered = ask(netlink, place, chosen);
+  ::close(netlink);
+  // The lookup goes on to wildcard addresses; those are other groups.
+  const inet_diag_sockid& id = chosen.socket.id;
+  const bool same_group = answered && chosen.socket.idiag_family == place.family &&
+                          id.idiag_sport == place.port && id.idiag_if == place.device &&
+                          chosen.v6only == place.v6only &&
+                          std::memcmp(id.idiag_src, place.address.data(),
+                                      place.family == AF_INET ? 4 : 16) == 0;
+  if (!same_group) {
+    return false;
+  }
+  return chosen.mode ? *chosen.mode == REUSEPORT_LISTEN_ON
+                     : std::find(leaving.begin(), leaving.end(), chosen.socket.idiag_inode) ==
+                           leaving.end();
+}
+
+}  // namespace reuseport::core
