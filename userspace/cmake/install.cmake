@@ -6,7 +6,7 @@ include(CMakePackageConfigHelpers)
 install(TARGETS reuseport reuseport_static EXPORT reuseport
   LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR} ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR}
   INCLUDES DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
-install(FILES include/reuseport/fd.hpp include/reuseport/probe.hpp include/reuseport/reuseport.h
+install(FILES include/reuseport/probe.hpp include/reuseport/reuseport.h
   include/reuseport/reuseport.hpp DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/reuseport)
 install(FILES ../uapi/linux/reuseport.h DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/reuseport/linux)
 

@@ -32,11 +32,11 @@ class Modes {
 
   Done read() {
     for (const Target& t : targets_) {
-      const auto mode = Listener(t.fd.get()).mode();
-      if (!mode) {
-        return failed(mode.error(), t.str());
+      const auto info = get_info(t.fd.get());
+      if (!info) {
+        return failed(info.error(), t.str());
       }
-      before_.push_back(*mode);
+      before_.push_back(Mode{info->mode});
     }
     return {};
   }
@@ -46,7 +46,7 @@ class Modes {
       if (!t.fd) {
         continue;
       }
-      if (const auto ok = Listener(t.fd.get()).set_mode(mode); !ok) {
+      if (const auto ok = reuseport::set_mode(t.fd.get(), mode); !ok) {
         Failure failure(ok.error(), t.str());
         restore();
         return failed(failure);
@@ -57,7 +57,7 @@ class Modes {
   void restore() {
     for (std::size_t i = 0; i < targets_.size(); i++) {
       if (targets_[i].fd) {
-        static_cast<void>(Listener(targets_[i].fd.get()).set_mode(before_[i]));
+        static_cast<void>(reuseport::set_mode(targets_[i].fd.get(), before_[i]));
       }
     }
   }
@@ -96,11 +96,11 @@ Outcome<Look> look_at(std::vector<Target>& targets, const Modes& modes, DrainRes
       t.fd.reset();
     }
     if (t.fd) {
-      const auto info = Listener(t.fd.get()).info();
+      const auto info = get_info(t.fd.get());
       if (!info) {
         return failed(info.error(), t.str());
       }
-      d.mode = info->mode;
+      d.mode = Mode{info->mode};
       d.handshakes = info->handshakes;
       d.queued = info->queued;
       seen.any_open = true;
@@ -143,8 +143,8 @@ Outcome<DrainResult> dry_run(DrainContext& context, Method method, const std::st
   result.reason = reason;
   for (const Target& t : context.targets) {
     Drained d{t.str(), t.socket.local.str(), t.socket.inode, {}, {}, 0, t.socket.queued, false};
-    if (const auto info = Listener(t.fd.get()).info()) {
-      d.before = d.mode = info->mode;
+    if (const auto info = get_info(t.fd.get())) {
+      d.before = d.mode = Mode{info->mode};
       d.handshakes = info->handshakes;
     }
     result.handshakes += d.handshakes;

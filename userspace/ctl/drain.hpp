@@ -20,7 +20,7 @@
 
 #include "failure.hpp"
 #include "output.hpp"
-#include "reuseport/listener.hpp"
+#include "reuseport/reuseport.hpp"
 #include "select.hpp"
 #include "wait.hpp"
 

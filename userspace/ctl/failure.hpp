@@ -7,7 +7,7 @@
 #include <string>
 #include <tl/expected.hpp>
 
-#include "reuseport/error.hpp"
+#include "host/result.hpp"
 
 namespace reuseport::ctl {
 

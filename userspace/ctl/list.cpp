@@ -96,7 +96,7 @@ void add_row(Cells& cells, const DiagSocket& s, const View& view, Names& names) 
   const bool tcp = s.protocol == Protocol::tcp;
   cells.add("{}", to_string(s.protocol));
   cells.add("{}", s.local.str());
-  cells.add("{}", s.info ? to_string(s.info->mode) : "-");
+  cells.add("{}", s.info ? to_string(Mode{s.info->mode}) : "-");
   s.info ? cells.add("{}", s.info->handshakes) : cells.add("-");
   tcp ? cells.add("{}/{}", s.queued, s.queue_max) : cells.add("{} B", s.queued);
   s.info ? cells.add("{}:{}/{}/{}", s.info->group_id, s.info->group_on, s.info->group_standby,
@@ -159,7 +159,7 @@ std::string show_text(const DiagSocket& s, const json& more, const View& view, N
   };
   fmt::format_to(std::back_inserter(out), "{} {}\n", to_string(s.protocol), s.local.str());
   if (s.info) {
-    line("mode", fmt::format("{}{}", to_string(s.info->mode),
+    line("mode", fmt::format("{}{}", to_string(Mode{s.info->mode}),
                              s.info->drained()   ? ", drained: close() loses nothing"
                              : s.info->settled() ? ", settled"
                                                  : ""));
@@ -231,7 +231,7 @@ json to_json(const DiagSocket& s, const View& view, Names& names) {
   out["handshakes"] = nullptr;
   out["group"] = nullptr;
   if (s.info) {
-    out["mode"] = to_string(s.info->mode);
+    out["mode"] = to_string(Mode{s.info->mode});
     out["settled"] = s.info->settled();
     out["drained"] = s.info->drained();
     out["handshakes"] = s.info->handshakes;

@@ -22,10 +22,8 @@
 #include "status.hpp"
 #include "supervise.hpp"
 
+namespace reuseport::ctl {
 namespace {
-
-using namespace reuseport;
-using namespace reuseport::ctl;
 
 /// "30", "1.5", "500ms", "2m": seconds unless a unit is named.
 std::optional<std::chrono::milliseconds> parse_duration(std::string_view text) {
@@ -280,9 +278,7 @@ int finish(int code, const Output& out) {
   return static_cast<int>(Exit::error);
 }
 
-}  // namespace
-
-int main(int argc, char** argv) try {
+int run_tool(int argc, char** argv) try {
   fill_standard_descriptors();
   // What is freed is kept for the next use: with many sockets, giving pages back and faulting them
   // in again was a third of the work.
@@ -322,5 +318,12 @@ int main(int argc, char** argv) try {
   return app.got_subcommand("restart") ? *result : finish(*result, arguments.out);
 } catch (const std::exception& e) {
   Output().note(e.what());
-  return static_cast<int>(reuseport::ctl::Exit::error);
+  return static_cast<int>(Exit::error);
+}
+
+}  // namespace
+}  // namespace reuseport::ctl
+
+int main(int argc, char** argv) {
+  return reuseport::ctl::run_tool(argc, argv);
 }

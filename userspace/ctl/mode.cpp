@@ -50,11 +50,11 @@ Done refuse_last_on(const std::vector<Target>& targets) {
   std::map<std::uint32_t, std::uint32_t> ours_on;  // by group
   std::vector<std::pair<const Target*, Info>> infos;
   for (const Target& t : targets) {
-    const auto info = Listener(t.fd.get()).info();
+    const auto info = get_info(t.fd.get());
     if (!info) {
       return failed(info.error(), t.str());
     }
-    ours_on[info->group_id] += info->in_group() && info->mode == Mode::on ? 1 : 0;
+    ours_on[info->group_id] += info->in_group() && Mode{info->mode} == Mode::on ? 1 : 0;
     infos.emplace_back(&t, *info);
   }
   for (const auto& [target, info] : infos) {
@@ -121,15 +121,15 @@ Done set_mode(Mode mode, const Selection& selection, const ModeOptions& options,
 
   std::vector<Mode> before;
   for (const Target& t : *targets) {
-    const auto was = Listener(t.fd.get()).mode();
+    const auto was = get_info(t.fd.get());
     if (!was) {
       return failed(was.error(), t.str());
     }
-    before.push_back(*was);
+    before.push_back(Mode{was->mode});
   }
   if (!options.dry_run) {
     for (std::size_t i = 0; i < targets->size(); i++) {
-      const auto ok = Listener((*targets)[i].fd.get()).set_mode(mode);
+      const auto ok = reuseport::set_mode((*targets)[i].fd.get(), mode);
       if (ok) {
         continue;
       }
@@ -139,7 +139,7 @@ Done set_mode(Mode mode, const Selection& selection, const ModeOptions& options,
       }
       // all or none; ours to put back, so it can be put back
       for (std::size_t j = i; j-- > 0;) {
-        static_cast<void>(Listener((*targets)[j].fd.get()).set_mode(before[j]));
+        static_cast<void>(reuseport::set_mode((*targets)[j].fd.get(), before[j]));
       }
       return failed(failure);
     }

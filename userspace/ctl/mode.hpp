@@ -5,7 +5,7 @@
 
 #include "failure.hpp"
 #include "output.hpp"
-#include "reuseport/listener.hpp"
+#include "reuseport/reuseport.hpp"
 #include "select.hpp"
 
 namespace reuseport::ctl {

@@ -15,7 +15,7 @@
 #include <optional>
 #include <string_view>
 
-#include "reuseport/fd.hpp"
+#include "reuseport/reuseport.hpp"
 
 namespace reuseport::ctl {
 

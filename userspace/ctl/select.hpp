@@ -14,7 +14,7 @@
 #include "host/endpoint.hpp"
 #include "host/process.hpp"
 #include "host/sockdiag.hpp"
-#include "reuseport/fd.hpp"
+#include "reuseport/reuseport.hpp"
 
 namespace reuseport::ctl {
 

@@ -146,7 +146,7 @@ class Supervisor final : public Waiter {
     }
     std::vector<DiagSocket> out;
     for (const DiagSocket& s : view->sockets) {
-      if (!view->in_tree(s.inode) || (s.info && s.info->mode != Mode::on)) {
+      if (!view->in_tree(s.inode) || (s.info && Mode{s.info->mode} != Mode::on)) {
         continue;
       }
       const auto target = ctl::take(s, view->holders, view->tree);

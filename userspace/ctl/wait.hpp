@@ -10,7 +10,7 @@
 #include <string_view>
 
 #include "failure.hpp"
-#include "reuseport/fd.hpp"
+#include "reuseport/reuseport.hpp"
 
 namespace reuseport::ctl {
 

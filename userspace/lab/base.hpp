@@ -10,7 +10,7 @@
 #include <tl/expected.hpp>
 #include <utility>
 
-#include <reuseport/fd.hpp>
+#include <reuseport/reuseport.hpp>
 
 /// What every part of the lab uses: descriptors, errors, the clock.
 namespace lab {

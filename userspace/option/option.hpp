@@ -25,8 +25,8 @@
 #include <string>
 #include <vector>
 
-#include "reuseport/error.hpp"
-#include "reuseport/fd.hpp"
+#include "host/result.hpp"
+#include "reuseport/reuseport.hpp"
 
 namespace reuseport::option {
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // reuseportctl on, off, standby.
-#include "reuseport/listener.hpp"
+#include "reuseport/reuseport.hpp"
 #include "support/ctl.hpp"
 
 namespace reuseport {
@@ -54,9 +54,9 @@ TEST_F(CtlTest, a_socket_another_process_holds_is_refused) {
   if (test::expect_supported()) {
     expect_refused({{"off", "--pid", pid_of(holder)}, 5, "shared with process"});
     expect_refused({{"standby", "--pid", pid_of(holder)}, 5, "shared with process"});
-    EXPECT_EQ(*Listener(shared.get()).mode(), Mode::on);
+    EXPECT_EQ(Mode{get_info(shared.get())->mode}, Mode::on);
     EXPECT_EQ(run({"off", "--allow-shared", "--pid", pid_of(holder)}).code, 0);
-    EXPECT_EQ(*Listener(shared.get()).mode(), Mode::off);
+    EXPECT_EQ(Mode{get_info(shared.get())->mode}, Mode::off);
   }
 }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "reuseport/fd.hpp"
+#include "reuseport/reuseport.hpp"
 
 #include <fcntl.h>
 

@@ -118,18 +118,18 @@ TEST_F(SockDiagTest, mode_and_group_exactly_where_the_kernel_has_them) {
     for (const DiagSocket& s : listeners(protocol)) {
       ASSERT_EQ(s.info.has_value(), test::expect_supported()) << s.local.str();
       if (s.info) {
-        EXPECT_EQ(s.info->mode, Mode::on);
+        EXPECT_EQ(Mode{s.info->mode}, Mode::on);
         EXPECT_EQ(s.info->group_on, protocol == Protocol::tcp ? 2U : 1U);
       }
     }
   }
   if (test::expect_supported()) {
-    ASSERT_TRUE(Listener(a.get()).set_mode(Mode::off));
+    ASSERT_TRUE(set_mode(a.get(), Mode::off));
     const auto now = listeners(Protocol::tcp);
     ASSERT_EQ(now.size(), 2U);
     EXPECT_EQ(now[0].info->group_id, now[1].info->group_id);
     for (const DiagSocket& s : now) {
-      EXPECT_EQ(s.info->mode, s.inode == inode_of(a.get()) ? Mode::off : Mode::on);
+      EXPECT_EQ(Mode{s.info->mode}, s.inode == inode_of(a.get()) ? Mode::off : Mode::on);
       EXPECT_EQ(s.info->group_off, 1U);
     }
   }
@@ -277,7 +277,7 @@ TEST_F(ReplyTest, attribute_of_a_later_and_of_an_earlier_kernel) {
   EXPECT_EQ(parse(), detail::Reply::more);
   ASSERT_EQ(out_.size(), 1U);
   ASSERT_TRUE(out_[0].info);
-  EXPECT_EQ(out_[0].info->mode, Mode::standby);
+  EXPECT_EQ(Mode{out_[0].info->mode}, Mode::standby);
   EXPECT_EQ(out_[0].info->handshakes, 3U);
   EXPECT_EQ(out_[0].info->group_off, 9U);
 
@@ -286,7 +286,7 @@ TEST_F(ReplyTest, attribute_of_a_later_and_of_an_earlier_kernel) {
   put(nlattr{NLA_HDRLEN + 4, INET_DIAG_REUSEPORT});
   put(std::uint32_t{REUSEPORT_LISTEN_OFF});
   EXPECT_EQ(parse(), detail::Reply::more);
-  EXPECT_EQ(out_[0].info->mode, Mode::off);
+  EXPECT_EQ(Mode{out_[0].info->mode}, Mode::off);
   EXPECT_EQ(out_[0].info->handshakes, 0U);
 }
 

@@ -11,7 +11,6 @@
 #include <string>
 #include <string_view>
 
-#include "reuseport/export.h"
 
 namespace reuseport {
 
@@ -26,12 +25,12 @@ struct Endpoint {
   auto operator<=>(const Endpoint&) const = default;
 
   /// 0.0.0.0 or [::].
-  [[nodiscard]] REUSEPORT_API bool is_any() const noexcept;
+  [[nodiscard]] bool is_any() const noexcept;
   /// "192.0.2.1:80" or "[2001:db8::1]:80", with "%ifindex" behind the address where bound.
-  [[nodiscard]] REUSEPORT_API std::string str() const;
+  [[nodiscard]] std::string str() const;
 
   /// Reads a sockaddr_in or sockaddr_in6; nothing for another family or a short @p len.
-  [[nodiscard]] REUSEPORT_API static std::optional<Endpoint> from(const sockaddr_storage& sa,
+  [[nodiscard]] static std::optional<Endpoint> from(const sockaddr_storage& sa,
                                                                   socklen_t len) noexcept;
 };
 
@@ -42,13 +41,13 @@ struct EndpointPattern {
   std::optional<std::uint16_t> port;
 
   /// Nothing when the text is anything else, trailing bytes included.
-  [[nodiscard]] REUSEPORT_API static std::optional<EndpointPattern> parse(std::string_view text);
+  [[nodiscard]] static std::optional<EndpointPattern> parse(std::string_view text);
 
-  [[nodiscard]] REUSEPORT_API bool matches(const Endpoint& e) const noexcept;
+  [[nodiscard]] bool matches(const Endpoint& e) const noexcept;
 };
 
 /// A decimal port, 1 to 65535, and nothing else.
-[[nodiscard]] REUSEPORT_API std::optional<std::uint16_t> parse_port(std::string_view text) noexcept;
+[[nodiscard]] std::optional<std::uint16_t> parse_port(std::string_view text) noexcept;
 
 }  // namespace reuseport
 

@@ -6,8 +6,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "reuseport/error.hpp"
-#include "reuseport/export.h"
+#include "host/result.hpp"
 
 namespace reuseport::detail {
 
@@ -20,7 +19,7 @@ struct HolderRecord {
 /// Every descriptor of every process that is a listening TCP or an unconnected socket. Ten times
 /// faster than reading as many links below /proc. ENOENT: no BTF; EPERM; EXDEV: this process is in
 /// a PID namespace of its own, where the kernel's numbers mean nothing.
-[[nodiscard]] REUSEPORT_API Result<std::vector<HolderRecord>> holders_by_bpf();
+[[nodiscard]] Result<std::vector<HolderRecord>> holders_by_bpf();
 
 }  // namespace reuseport::detail
 

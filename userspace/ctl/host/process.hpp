@@ -12,9 +12,8 @@
 #include <unordered_map>
 #include <vector>
 
-#include "reuseport/error.hpp"
-#include "reuseport/export.h"
-#include "reuseport/fd.hpp"
+#include "host/result.hpp"
+#include "reuseport/reuseport.hpp"
 
 namespace reuseport {
 
@@ -29,28 +28,28 @@ struct SocketRef {
 class Process {
  public:
   /// ESRCH: no such process. EINVAL: no process id, or the id of a thread.
-  [[nodiscard]] REUSEPORT_API static Result<Process> open(pid_t pid);
+  [[nodiscard]] static Result<Process> open(pid_t pid);
 
   [[nodiscard]] pid_t pid() const noexcept { return pid_; }
   /// Becomes readable when the process ends (pidfd_open(2)).
   [[nodiscard]] int pidfd() const noexcept { return pidfd_.get(); }
 
   /// Its sockets, by descriptor. ESRCH: it died; EACCES: see the hint.
-  [[nodiscard]] REUSEPORT_API Result<std::vector<SocketRef>> sockets() const;
+  [[nodiscard]] Result<std::vector<SocketRef>> sockets() const;
 
   /// A duplicate of its descriptor @p fd: the same socket (pidfd_getfd(2)). EPERM: the hint says
   /// what denies it; EBADF: it has no such descriptor; ESRCH: it died.
   /// @param inode  the socket expected behind the descriptor; ESTALE when it is another by now
-  [[nodiscard]] REUSEPORT_API Result<Fd> duplicate(int fd, std::uint64_t inode) const;
+  [[nodiscard]] Result<Fd> duplicate(int fd, std::uint64_t inode) const;
 
   /// pidfd_send_signal(2); EPERM, ESRCH.
-  [[nodiscard]] REUSEPORT_API Status signal(int signum) const;
+  [[nodiscard]] Status signal(int signum) const;
 
   /// Whether it has ended (a zombie has), waiting up to @p timeout.
-  [[nodiscard]] REUSEPORT_API bool ended(std::chrono::milliseconds timeout = {}) const;
+  [[nodiscard]] bool ended(std::chrono::milliseconds timeout = {}) const;
 
   /// Whether its descriptor @p fd is still socket @p inode. False when it died or hides it.
-  [[nodiscard]] REUSEPORT_API bool still_holds(int fd, std::uint64_t inode) const;
+  [[nodiscard]] bool still_holds(int fd, std::uint64_t inode) const;
 
  private:
   Process(pid_t pid, Fd pidfd) noexcept : pid_(pid), pidfd_(std::move(pidfd)) {}
@@ -69,34 +68,34 @@ struct Holders {
   std::unordered_map<std::uint64_t, std::vector<Holder>> by_inode;  ///< each list sorted by pid, fd
   std::size_t unreadable = 0;  ///< processes whose descriptors this user must not see
 
-  [[nodiscard]] REUSEPORT_API const std::vector<Holder>& of(std::uint64_t inode) const;
+  [[nodiscard]] const std::vector<Holder>& of(std::uint64_t inode) const;
 };
 
 /// Goes through /proc/*/fd for the sockets named; for thousands of them, where it may, through a
 /// BPF iterator (Linux 5.11 with BTF, CAP_BPF and CAP_PERFMON). Processes that come and go
 /// meanwhile may be missed, those of other users are counted as unreadable.
 /// @param inodes  sorted; empty: every socket there is
-[[nodiscard]] REUSEPORT_API Result<Holders> find_holders(const std::vector<std::uint64_t>& inodes);
+[[nodiscard]] Result<Holders> find_holders(const std::vector<std::uint64_t>& inodes);
 
 /// @p root and all its descendants, sorted: a server with its workers. A descendant that was
 /// reparented (a daemon's double fork) is not among them. ESRCH: no such process.
-[[nodiscard]] REUSEPORT_API Result<std::vector<pid_t>> process_tree(pid_t root);
+[[nodiscard]] Result<std::vector<pid_t>> process_tree(pid_t root);
 
 /// The command name (/proc/PID/comm), "?" when it cannot be read. Any bytes: not fit for a
 /// terminal.
-[[nodiscard]] REUSEPORT_API std::string command_name(pid_t pid);
+[[nodiscard]] std::string command_name(pid_t pid);
 
 /// Number of the network namespace a process is in (the N of "net:[N]").
-[[nodiscard]] REUSEPORT_API Result<std::uint64_t> network_namespace(pid_t pid);
+[[nodiscard]] Result<std::uint64_t> network_namespace(pid_t pid);
 
 namespace detail {
 /// The N of "socket:[N]".
-[[nodiscard]] REUSEPORT_API std::optional<std::uint64_t> parse_socket_link(
+[[nodiscard]] std::optional<std::uint64_t> parse_socket_link(
     std::string_view link) noexcept;
 /// Field 4 of /proc/PID/stat, whatever the command's name holds.
-[[nodiscard]] REUSEPORT_API std::optional<pid_t> parse_stat_parent(std::string_view stat) noexcept;
+[[nodiscard]] std::optional<pid_t> parse_stat_parent(std::string_view stat) noexcept;
 /// The real uid of /proc/PID/status.
-[[nodiscard]] REUSEPORT_API std::optional<uid_t> parse_status_uid(std::string_view status) noexcept;
+[[nodiscard]] std::optional<uid_t> parse_status_uid(std::string_view status) noexcept;
 }  // namespace detail
 
 }  // namespace reuseport

@@ -14,8 +14,8 @@
 #include <string>
 #include <string_view>
 
-#include "reuseport/error.hpp"
-#include "reuseport/fd.hpp"
+#include "host/result.hpp"
+#include "reuseport/reuseport.hpp"
 
 namespace reuseport::detail {
 

@@ -9,9 +9,8 @@
 #include <vector>
 
 #include "host/endpoint.hpp"
-#include "reuseport/error.hpp"
-#include "reuseport/export.h"
-#include "reuseport/listener.hpp"
+#include "host/result.hpp"
+#include "reuseport/reuseport.hpp"
 
 struct mnl_socket;
 
@@ -20,7 +19,7 @@ namespace reuseport {
 enum class Protocol : std::uint8_t { tcp = 6, udp = 17 };
 
 /// "tcp" or "udp".
-[[nodiscard]] REUSEPORT_API std::string_view to_string(Protocol protocol) noexcept;
+[[nodiscard]] std::string_view to_string(Protocol protocol) noexcept;
 
 /// One socket as the kernel's sock_diag(7) tells it.
 struct DiagSocket {
@@ -38,7 +37,7 @@ struct DiagSocket {
   std::optional<Info> info;
 
   /// Can these two be in one reuseport group? Same protocol, address, port and device.
-  [[nodiscard]] REUSEPORT_API bool same_address(const DiagSocket& other) const noexcept;
+  [[nodiscard]] bool same_address(const DiagSocket& other) const noexcept;
 };
 
 /// Questions to the kernel about its sockets, in the network namespace the object was opened in.
@@ -46,26 +45,26 @@ struct DiagSocket {
 class SockDiag {
  public:
   /// EPROTONOSUPPORT: this kernel was built without sock_diag.
-  [[nodiscard]] REUSEPORT_API static Result<SockDiag> open();
+  [[nodiscard]] static Result<SockDiag> open();
 
   /// TCP listeners, or bound UDP sockets without a peer, sorted by address and inode.
   /// @param port  only this local port; 0: all
   /// ENOENT: the kernel has no tcp_diag or udp_diag.
-  [[nodiscard]] REUSEPORT_API Result<std::vector<DiagSocket>> listeners(Protocol protocol,
+  [[nodiscard]] Result<std::vector<DiagSocket>> listeners(Protocol protocol,
                                                                         std::uint16_t port = 0);
 
   /// Half-open TCP requests that a listener on @p listener's address may own. A stock kernel does
   /// not tell which listener of the address owns one, and a wildcard address is given every
   /// request of its port: too many rather than too few.
-  [[nodiscard]] REUSEPORT_API Result<std::vector<DiagSocket>> half_open(const Endpoint& listener);
+  [[nodiscard]] Result<std::vector<DiagSocket>> half_open(const Endpoint& listener);
 
   /// @p known as it is now, found by its cookie; empty when it is gone. One exact question; where
   /// the kernel answers with another member of the group, a dump of that port.
-  [[nodiscard]] REUSEPORT_API Result<std::optional<DiagSocket>> query(const DiagSocket& known);
+  [[nodiscard]] Result<std::optional<DiagSocket>> query(const DiagSocket& known);
 
  private:
   struct Close {
-    REUSEPORT_API void operator()(mnl_socket* s) const noexcept;
+    void operator()(mnl_socket* s) const noexcept;
   };
   using Socket = std::unique_ptr<mnl_socket, Close>;
 

@@ -25,19 +25,11 @@ void copy_address(Endpoint& e, std::uint8_t family, const __be32 (&addr)[4], __b
 }
 
 void read_info(const nlattr* attr, DiagSocket& socket) {
-  reuseport_listen_info raw{};
+  Info info{};
+  reuseport_listen_info& raw = info;
   // a later kernel may send more, an earlier one less: take what both know
   std::memcpy(&raw, mnl_attr_get_payload(attr),
               std::min<std::size_t>(sizeof(raw), mnl_attr_get_payload_len(attr)));
-  Info info;
-  info.mode = static_cast<Mode>(raw.mode);
-  info.flags = raw.flags;
-  info.handshakes = raw.handshakes;
-  info.queued = raw.queued;
-  info.group_id = raw.group_id;
-  info.group_on = raw.group_on;
-  info.group_standby = raw.group_standby;
-  info.group_off = raw.group_off;
   socket.info = info;
 }
 

@@ -9,9 +9,8 @@
 #include <string>
 #include <vector>
 
-#include "reuseport/error.hpp"
-#include "reuseport/export.h"
-#include "reuseport/fd.hpp"
+#include "host/result.hpp"
+#include "reuseport/reuseport.hpp"
 #include "host/sockdiag.hpp"
 
 namespace reuseport {
@@ -35,37 +34,37 @@ class SteerProgram {
 
   /// Can steering work here at all? Loads the programs and attaches nothing. EPERM: missing
   /// capabilities; ENOENT: no BTF; else what the BPF calls say.
-  [[nodiscard]] REUSEPORT_API static Status probe();
+  [[nodiscard]] static Status probe();
 
   /// From here on, new connections of @p group's reuseport group go to @p stay.
   /// @param group  any socket of the group: an old listener
   /// @param stay   at least one member of the same group, none of them old
   /// EBUSY: somebody else's program is attached, or a listener is in somebody else's map.
   /// EINVAL: not in a group, or nothing stays. On an error nothing is attached.
-  [[nodiscard]] REUSEPORT_API static Result<SteerProgram> start(Protocol protocol, int group,
+  [[nodiscard]] static Result<SteerProgram> start(Protocol protocol, int group,
                                                                 const std::vector<int>& stay);
 
   SteerProgram(SteerProgram&&) noexcept = default;
-  REUSEPORT_API SteerProgram& operator=(SteerProgram&& other) noexcept;
+  SteerProgram& operator=(SteerProgram&& other) noexcept;
   SteerProgram(const SteerProgram&) = delete;
   SteerProgram& operator=(const SteerProgram&) = delete;
   /// Detaches as stop() does.
-  REUSEPORT_API ~SteerProgram();
+  ~SteerProgram();
 
   /// Lets one more listener of the group be chosen; again: no change. The socket is not kept open:
   /// when its owner closes it, it leaves by itself. ENOSPC: more than the map holds (1024).
-  [[nodiscard]] REUSEPORT_API Status add(int fd);
+  [[nodiscard]] Status add(int fd);
 
   /// Renews the lease.
   /// @return  how many listeners can be chosen; 0: the kernel's hash works again, old ones included
-  [[nodiscard]] REUSEPORT_API Result<std::size_t> renew();
+  [[nodiscard]] Result<std::size_t> renew();
 
   /// Takes the program off, if it is still this one. EBUSY: another program is attached by now;
   /// it is left alone.
   /// @param via  a member of the group that stays, where the old listeners have been closed: the
   ///             duplicate of @p group from start() is then closed first, so that nothing comes to
   ///             it in the instant when the program is gone. -1: the old ones serve on.
-  [[nodiscard]] REUSEPORT_API Status stop(int via = -1);
+  [[nodiscard]] Status stop(int via = -1);
 
  private:
   SteerProgram() noexcept = default;
@@ -90,15 +89,15 @@ struct AttachedProgram {
 
 /// What is attached to the group of the socket with this cookie; empty: nothing. Read with a BPF
 /// iterator, changes nothing. ENOENT: no BTF; EPERM: the hint names the capabilities.
-[[nodiscard]] REUSEPORT_API Result<std::optional<AttachedProgram>> attached_program(
+[[nodiscard]] Result<std::optional<AttachedProgram>> attached_program(
     Protocol protocol, std::uint64_t cookie);
 
 /// SO_COOKIE of a socket: the name sock_diag knows it by.
-[[nodiscard]] REUSEPORT_API Result<std::uint64_t> socket_cookie(int fd);
+[[nodiscard]] Result<std::uint64_t> socket_cookie(int fd);
 
 /// Returns when every lookup under way at the call is over (an RCU grace period), through
 /// membarrier(2). ENOSYS, or EINVAL on a kernel with nohz_full CPUs.
-[[nodiscard]] REUSEPORT_API Status wait_lookups();
+[[nodiscard]] Status wait_lookups();
 
 /// Waits, step by step, until listeners that get nothing new have nothing left: every half-open
 /// request there was at the start is gone, and the accept queues are empty. For kernels that count
@@ -112,10 +111,10 @@ class QueueWatch {
   };
 
   /// Takes the snapshot, after wait_lookups().
-  [[nodiscard]] REUSEPORT_API static Result<QueueWatch> start(SockDiag& diag,
+  [[nodiscard]] static Result<QueueWatch> start(SockDiag& diag,
                                                               std::vector<DiagSocket> old);
   /// Looks again. A listener that is gone counts as empty.
-  [[nodiscard]] REUSEPORT_API Result<Remaining> step(SockDiag& diag);
+  [[nodiscard]] Result<Remaining> step(SockDiag& diag);
 
  private:
   std::vector<DiagSocket> old_;

@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "bpf_iterator.hpp"
-#include "reuseport/error.hpp"
+#include "host/result.hpp"
 #include "host/sockdiag.hpp"
 
 namespace reuseport::detail {

@@ -6,7 +6,7 @@
 #include <csignal>
 #include <random>
 
-#include <reuseport/listener.hpp>
+#include <reuseport/reuseport.hpp>
 
 #include "server/control.hpp"
 #include "server/listeners.hpp"
@@ -79,7 +79,7 @@ class Churn {
       return {};
     }
     const auto mode = dice % 2 == 0 ? reuseport::Mode::off : reuseport::Mode::standby;
-    if (auto set = reuseport::Listener{socket.get()}.set_mode(mode); !set) {
+    if (auto set = reuseport::set_mode(socket.get(), mode); !set) {
       return error(set.error().message());
     }
     return {};

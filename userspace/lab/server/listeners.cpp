@@ -126,7 +126,7 @@ Result<std::vector<Fd>> open_listeners(const ServerOptions& options) {
       return sys_error("setsockopt(SO_REUSEPORT)", errno);
     }
     if (options.mode != reuseport::Mode::on) {
-      if (auto set = reuseport::Listener{fd.get()}.set_mode(options.mode); !set) {
+      if (auto set = reuseport::set_mode(fd.get(), options.mode); !set) {
         return error(set.error().message());
       }
     }

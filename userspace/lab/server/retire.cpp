@@ -5,8 +5,7 @@
 #include <chrono>
 #include <string>
 
-#include <reuseport/drain.hpp>
-#include <reuseport/listener.hpp>
+#include <reuseport/reuseport.hpp>
 
 namespace lab {
 namespace {
@@ -84,15 +83,12 @@ class LibraryDrain final : public Retire {
  private:
   Result<void> start() {
     for (auto& listener : listeners_) {
-      if (auto added = drain_.add(listener.get()); !added) {
+      if (auto added = drain_.add(std::move(listener)); !added) {
         return error(added.error().message());
       }
     }
     if (auto began = drain_.start(); !began) {
       return error(began.error().message());
-    }
-    for (auto& listener : listeners_) {
-      static_cast<void>(listener.release());  // the drain closes them
     }
     started_ = true;
     return {};
@@ -105,7 +101,7 @@ class LibraryDrain final : public Retire {
     }
     const auto fds = drain_.open_fds();
     const bool settled = std::all_of(fds.begin(), fds.end(), [](int fd) {
-      const auto info = reuseport::Listener{fd}.info();
+      const auto info = reuseport::get_info(fd);
       return info && info->settled();
     });
     if (settled) {
@@ -118,20 +114,19 @@ class LibraryDrain final : public Retire {
     if (!cut_over_) {
       turn.cut_over_ns = now_ns();
     }
-    const auto& report = drain_.report();
-    const auto left = report.left();
+    const auto report = drain_.report();
     const bool unsettled = report.outcome == reuseport::Outcome::deadline_hit &&
                            report.method == reuseport::Method::option && !cut_over_;
     turn.done = nlohmann::json{
         {"outcome", words(reuseport::to_string(report.outcome)) + (unsettled ? ", unsettled" : "")},
         {"method", reuseport::to_string(report.method)},
-        {"left", left.handshakes.value_or(0) + left.queued.value_or(0)},
+        {"left", report.left.handshakes.value_or(0) + report.left.queued.value_or(0)},
     };
   }
 
   std::vector<Fd> listeners_;
   Accept accept_;
-  reuseport::Drain drain_{};
+  reuseport::Drain drain_{{.last_on = reuseport::LastOn::leave}};
   bool started_ = false;
   bool cut_over_ = false;
 };

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <string>
 
-#include <reuseport/listener.hpp>
+#include <reuseport/reuseport.hpp>
 
 #include "method.hpp"
 

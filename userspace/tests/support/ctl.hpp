@@ -195,7 +195,7 @@ class CtlTest : public NetNsTest {
   [[nodiscard]] std::vector<std::string> modes() const {
     std::vector<std::string> out;
     for (const DiagSocket& s : listeners()) {
-      out.emplace_back(s.info ? to_string(s.info->mode) : "none");
+      out.emplace_back(s.info ? to_string(Mode{s.info->mode}) : "none");
     }
     return out;
   }

@@ -15,7 +15,7 @@
 #include <string>
 #include <vector>
 
-#include "reuseport/fd.hpp"
+#include "reuseport/reuseport.hpp"
 
 namespace reuseport::test {
 
