@@ -675,6 +675,54 @@ TEST_F(tcp, cleared_reuseport_is_still_off)
 	EXPECT_EQ(-ECONNREFUSED, DIAL());
 }
 
+TEST_F(tcp, reuseport_cleared_before_listen)
+{
+	const struct path *p = variant->path;
+	int fd, port, i;
+
+	for (i = 0; i < 2; i++) {
+		fd = open_cleared(p->bind, SOCK_STREAM, OFF, i);
+		ASSERT_LE(0, fd);
+		port = local_port(fd);
+		EXPECT_EQ(OFF, get_mode(fd));
+		EXPECT_EQ(-ECONNREFUSED, dial(p->dst, SOCK_STREAM, port));
+		EXPECT_EQ(0, get_info(fd).queued);
+		EXPECT_EQ(-EINVAL, set_mode(fd, ON));
+		ASSERT_EQ(0, set_int(fd, SOL_SOCKET, SO_REUSEPORT, 1));
+		EXPECT_EQ(-ECONNREFUSED, dial(p->dst, SOCK_STREAM, port));
+		ASSERT_EQ(0, set_mode(fd, ON));
+		EXPECT_LE(0, dial(p->dst, SOCK_STREAM, port));
+		EXPECT_EQ(1, wait_queued(fd, 1));
+		close(fd);
+
+		/* Without a group there is nobody to stand by for. */
+		fd = open_cleared(p->bind, SOCK_STREAM, STANDBY, i);
+		ASSERT_LE(0, fd);
+		EXPECT_EQ(STANDBY, get_mode(fd));
+		EXPECT_LE(0, dial(p->dst, SOCK_STREAM, local_port(fd)));
+		EXPECT_EQ(1, wait_queued(fd, 1));
+		EXPECT_FALSE(is_drained(fd));
+		close(fd);
+	}
+}
+
+/* A wildcard listener is found behind it. */
+TEST_F(tcp, reuseport_cleared_beside_wildcard)
+{
+	const struct path *p = variant->path;
+	int wild = open_member(p->any, SOCK_STREAM, 0), fd;
+
+	ASSERT_LE(0, wild);
+	fd = new_member(p->specific, SOCK_STREAM);
+	ASSERT_LE(0, fd);
+	ASSERT_EQ(0, set_mode(fd, OFF));
+	ASSERT_EQ(0, join(fd, p->specific, local_port(wild)));
+	ASSERT_EQ(0, set_int(fd, SOL_SOCKET, SO_REUSEPORT, 0));
+	EXPECT_LE(0, dial(p->dst, SOCK_STREAM, local_port(wild)));
+	EXPECT_EQ(1, wait_queued(wild, 1));
+	EXPECT_EQ(0, get_info(fd).queued);
+}
+
 /* A listener can be made one that shares its port, and be switched off. */
 TEST_F(tcp, reuseport_set_after_listen)
 {
@@ -741,28 +789,6 @@ TEST_F(tcp, info_counts)
 	info = get_info(self->a);
 	EXPECT_EQ(2, info.queued);
 	EXPECT_EQ(1, info.group_off);
-}
-
-TEST_F(tcp, settled)
-{
-	int b = JOIN(ON), i;
-
-	ASSERT_LE(0, b);
-	for (i = 0; i < 3; i++) {
-		ASSERT_EQ(0, set_mode(b, OFF));
-		EXPECT_TRUE(wait_for(is_settled(b)));
-
-		/* Nothing changed: nothing to wait for. */
-		ASSERT_EQ(0, set_mode(b, OFF));
-		EXPECT_TRUE(is_settled(b));
-
-		/* The last change of the group counts, whoever made it. */
-		ASSERT_EQ(0, set_mode(self->a, STANDBY));
-		EXPECT_TRUE(wait_for(is_settled(b)));
-		EXPECT_TRUE(is_settled(self->a));
-		ASSERT_EQ(0, set_mode(self->a, ON));
-		ASSERT_EQ(0, set_mode(b, ON));
-	}
 }
 
 TEST_F(tcp, partial_getsockopt)

@@ -292,6 +292,35 @@ static inline int open_member_mode(const char *ip, int type, int port,
 	return fd;
 }
 
+/* Alone on a free port: SO_REUSEPORT is cleared after the mode was set, before
+ * or after bind(), so that it never joins a group.
+ */
+static inline int open_cleared(const char *ip, int type, int mode,
+			       bool after_bind)
+{
+	int fd = new_member(ip, type), err;
+	socklen_t len;
+	union addr a;
+
+	if (fd < 0)
+		return fd;
+	len = make_addr(&a, ip, 0);
+	err = set_mode(fd, mode);
+	if (!err && after_bind && bind(fd, &a.sa, len))
+		err = -errno;
+	if (!err)
+		err = set_int(fd, SOL_SOCKET, SO_REUSEPORT, 0);
+	if (!err && !after_bind && bind(fd, &a.sa, len))
+		err = -errno;
+	if (!err && type == SOCK_STREAM && listen(fd, 16))
+		err = -errno;
+	if (err) {
+		close(fd);
+		return err;
+	}
+	return fd;
+}
+
 static inline int open_member(const char *ip, int type, int port)
 {
 	return open_member_mode(ip, type, port, REUSEPORT_LISTEN_ON);

@@ -273,6 +273,107 @@ TEST_F(handshake, cookie_with_all_off_is_refused)
 	EXPECT_EQ(0, empty_queue(self->b));
 }
 
+/* ---- drained, with a cookie out ------------------------------------------ */
+
+static bool has_cookies(int fd)
+{
+	struct reuseport_listen_info info = get_info(fd);
+
+	return info.mode <= STANDBY && info.flags & REUSEPORT_LISTEN_F_COOKIES;
+}
+
+/* The ACK of a cookie is lost where nobody is ON who could take it, so long is
+ * the listener that sent it not drained.
+ */
+TEST_F(handshake, cookie_out_with_all_off)
+{
+	struct flow f[NR_FLOWS];
+
+	START_WITH_COOKIES(f);
+	EXPECT_FALSE(has_cookies(self->a));
+	ASSERT_EQ(0, set_mode(self->a, OFF));
+	ASSERT_TRUE(wait_for(is_settled(self->a)));
+	EXPECT_EQ(0, get_info(self->a).handshakes);
+	EXPECT_EQ(0, get_info(self->a).queued);
+	EXPECT_TRUE(has_cookies(self->a));
+	EXPECT_FALSE(is_drained(self->a));
+
+	/* The stamp is the group's, and so is the flag. */
+	EXPECT_TRUE(has_cookies(self->b));
+	ASSERT_EQ(0, set_mode(self->a, STANDBY));
+	EXPECT_TRUE(has_cookies(self->a));
+	ASSERT_EQ(0, send_ack(&f[0]));
+	EXPECT_TRUE(is_taken_by(self->a, &f[0]));
+}
+
+TEST_F(handshake, cookie_out_with_one_on)
+{
+	struct flow f[NR_FLOWS];
+
+	START_WITH_COOKIES(f);
+	ASSERT_EQ(0, set_mode(self->a, OFF));
+	EXPECT_TRUE(has_cookies(self->a));
+	ASSERT_EQ(0, set_mode(self->b, ON));
+	EXPECT_FALSE(has_cookies(self->a));
+	EXPECT_TRUE(wait_for(is_drained(self->a)));
+	EXPECT_EQ(NR_FLOWS, finish(f, self->b));
+	ASSERT_EQ(0, set_mode(self->b, OFF));
+	EXPECT_TRUE(has_cookies(self->a));
+}
+
+/* A newcomer that is ON in another group knows nothing of the cookie. */
+TEST_F(handshake, cookie_out_with_one_on_in_another_group)
+{
+	bool v6 = family_of(variant->path->dst) == AF_INET6;
+	const char *specific = v6 ? SERVER_IPV6 : SERVER_IPV4;
+	struct flow f[NR_FLOWS];
+	int c;
+
+	/* IPv4 on an IPv6 socket: a specific address of IPv4 is found first. */
+	START_WITH_COOKIES(f);
+	c = open_member(specific, SOCK_STREAM, self->port);
+	ASSERT_LE(0, c);
+	ASSERT_EQ(0, set_mode(self->a, OFF));
+	ASSERT_TRUE(wait_for(is_settled(self->a)));
+	EXPECT_TRUE(has_cookies(self->a));
+	EXPECT_FALSE(is_drained(self->a));
+	ASSERT_EQ(0, send_ack(&f[0]));
+	EXPECT_EQ(-ECONNREFUSED, wait_answer(&f[0]));
+}
+
+/* A listener without a group sends cookies too, and then gets one. */
+TEST_F(handshake, cookie_out_when_the_group_is_made)
+{
+	struct flow f[NR_FLOWS];
+
+	ASSERT_EQ(0, set_int(self->a, SOL_SOCKET, SO_REUSEPORT, 0));
+	close(self->a);
+	close(self->b);
+	self->a = socket(family_of(variant->path->any),
+			 SOCK_STREAM | SOCK_NONBLOCK, 0);
+	ASSERT_LE(0, self->a);
+	ASSERT_EQ(0, join(self->a, variant->path->any, self->port));
+	START_WITH_COOKIES(f);
+	ASSERT_EQ(0, set_int(self->a, SOL_SOCKET, SO_REUSEPORT, 1));
+	ASSERT_EQ(0, set_mode(self->a, OFF));
+	EXPECT_TRUE(has_cookies(self->a));
+	ASSERT_EQ(0, set_mode(self->a, ON));
+	EXPECT_EQ(NR_FLOWS, finish(f, self->a));
+}
+
+/* No cookie was sent, so there is none, whatever the time is. */
+TEST_F(handshake, no_cookie_out)
+{
+	struct flow f = FLOW();
+
+	ASSERT_EQ(0, send_syn(&f, "", 0));
+	ASSERT_EQ(0, send_ack(&f));
+	EXPECT_TRUE(is_taken_by(self->a, &f));
+	ASSERT_EQ(0, set_mode(self->a, OFF));
+	EXPECT_FALSE(has_cookies(self->a));
+	EXPECT_TRUE(wait_for(is_drained(self->a)));
+}
+
 /* Fast Open for all listeners, with data in the SYN and no cookie. */
 static int fast_open(int fd)
 {

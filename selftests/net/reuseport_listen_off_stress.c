@@ -3,8 +3,9 @@
  * Random operations on SO_REUSEPORT groups, for a kernel built to notice:
  * KASAN, lockdep, kmemleak, KCSAN. Where the kernel can, allocations fail.
  *
- * Several processes share a few ports, and at the end the groups must be what
- * new ones are. What went wrong in between, the kernel log says.
+ * Several processes share a few ports, among sockets of every other kind, and
+ * at the end the groups must be what new ones are. What went wrong in between,
+ * the kernel log says. Then the same as nobody, who has made a user namespace.
  */
 #include "reuseport_listen_off_bpf.h"
 
@@ -32,10 +33,21 @@
 #define NR_SLOTS	48
 #define BURST		150	/* members, past the 128 a group begins with */
 
+#define NOBODY	65534
+
 struct slot {
 	int fd;
 	int mode;		/* as set, -1 when others may have set it */
+	bool alien;		/* of a kind that does not take the option */
 };
+
+struct kind {
+	int family, type, proto;
+};
+
+/* Those which the kernel makes; a raw socket may have any protocol. */
+static struct kind aliens[512];
+static int nr_aliens;
 
 static struct shared {
 	bool stop;
@@ -86,6 +98,70 @@ static void stop_injecting(void)
 	write_file("/proc/thread-self/fail-nth", "0");
 }
 
+/* Sockets that do not take the option, whatever their numbers look like. */
+static void find_aliens(void)
+{
+	static const struct kind some[] = {
+		{ AF_INET, SOCK_DGRAM, 1 }, { AF_INET6, SOCK_DGRAM, 58 },
+		{ AF_INET, SOCK_DGRAM, 115 }, { AF_INET6, SOCK_DGRAM, 115 },
+		{ AF_INET, SOCK_DGRAM, 136 }, { AF_INET6, SOCK_DGRAM, 136 },
+		{ AF_INET, SOCK_STREAM, 132 }, { AF_INET6, SOCK_STREAM, 132 },
+		{ AF_INET, SOCK_SEQPACKET, 132 }, { AF_UNIX, SOCK_STREAM, 0 },
+		{ AF_INET6, SOCK_SEQPACKET, 132 }, { AF_UNIX, SOCK_DGRAM, 0 },
+		{ AF_UNIX, SOCK_SEQPACKET, 0 }, { AF_NETLINK, SOCK_RAW, 0 },
+		{ AF_NETLINK, SOCK_DGRAM, 4 }, { AF_PACKET, SOCK_RAW, 0 },
+		{ AF_PACKET, SOCK_DGRAM, IPPROTO_MPTCP },
+		{ AF_VSOCK, SOCK_STREAM, 0 }, { AF_VSOCK, SOCK_DGRAM, 0 },
+		{ 44 /* AF_XDP */, SOCK_RAW, 0 },
+	};
+	struct kind k;
+	int fd, i;
+
+	nr_aliens = 0;
+	for (i = 0; i < (int)ARRAY_SIZE(some) + 2 * 263; i++) {
+		if (i < (int)ARRAY_SIZE(some))
+			k = some[i];
+		else
+			k = (struct kind){ i & 1 ? AF_INET : AF_INET6, SOCK_RAW,
+				(i - (int)ARRAY_SIZE(some)) / 2 };
+		fd = socket(k.family, k.type | SOCK_CLOEXEC, k.proto);
+		if (fd < 0)
+			continue;
+		close(fd);
+		if (nr_aliens < (int)ARRAY_SIZE(aliens))
+			aliens[nr_aliens++] = k;
+	}
+}
+
+static void op_open_alien(struct slot *s)
+{
+	const struct kind *k = &aliens[roll(nr_aliens)];
+	union addr a;
+	socklen_t len;
+
+	if (s->fd >= 0)
+		close(s->fd);
+	s->mode = -1;
+	s->alien = true;
+	/* Of a raw socket in two the number is that of MPTCP, TCP or UDP. */
+	if (k->type == SOCK_RAW && k->family != AF_NETLINK && roll(2))
+		s->fd = socket(k->family, SOCK_RAW | SOCK_NONBLOCK |
+			       SOCK_CLOEXEC, roll(2) ? IPPROTO_MPTCP :
+			       roll(2) ? IPPROTO_TCP : IPPROTO_UDP);
+	else
+		s->fd = socket(k->family, k->type | SOCK_NONBLOCK |
+			       SOCK_CLOEXEC, k->proto);
+	if (s->fd < 0)
+		return;
+	set_int(s->fd, SOL_SOCKET, SO_REUSEPORT, 1);
+	if ((k->family == AF_INET || k->family == AF_INET6) && roll(2)) {
+		len = make_addr(&a, k->family == AF_INET ? "127.0.0.1" : "::1",
+				ports[roll(NR_PORTS)]);
+		if (!bind(s->fd, &a.sa, len) && k->type != SOCK_RAW)
+			listen(s->fd, roll(16));
+	}
+}
+
 static void op_open(struct slot *s)
 {
 	static const struct {
@@ -101,6 +177,7 @@ static void op_open(struct slot *s)
 		close(s->fd);
 	s->fd = new_member_proto(p->bind, kinds[kind].type, kinds[kind].proto);
 	s->mode = ON;
+	s->alien = false;
 	if (s->fd < 0)
 		return;
 	if (roll(2) && !set_mode(s->fd, OFF))
@@ -114,7 +191,12 @@ static void op_set_mode(struct slot *s)
 	int mode = roll(3), err, seen;
 
 	err = set_mode(s->fd, mode);
-	if (!err && s->mode >= 0) {
+	if (s->alien) {
+		if (err == -EOPNOTSUPP)
+			return;
+		ksft_print_msg("setting a mode where there is none: %d\n", err);
+		add(&shared->failures);
+	} else if (!err && s->mode >= 0) {
 		seen = get_mode(s->fd);
 		if (seen == mode) {
 			s->mode = mode;
@@ -131,9 +213,18 @@ static void op_set_mode(struct slot *s)
 static void op_check(struct slot *s)
 {
 	struct reuseport_listen_info info = get_info(s->fd);
+	unsigned int flags = REUSEPORT_LISTEN_F_SETTLED |
+			     REUSEPORT_LISTEN_F_COOKIES |
+			     REUSEPORT_LISTEN_F_BPF;
 
-	if (info.mode > STANDBY || info.flags > 1 || info.group_on > 65535 ||
-	    info.group_standby > 65535 || info.group_off > 65535) {
+	if (s->alien) {
+		if (get_mode(s->fd) == -EOPNOTSUPP && info.mode == -1U)
+			return;
+		ksft_print_msg("a mode %u where there is none\n", info.mode);
+		add(&shared->failures);
+	} else if (info.mode > STANDBY || info.flags & ~flags ||
+		   info.group_on > 65535 || info.group_standby > 65535 ||
+		   info.group_off > 65535) {
 		ksft_print_msg("info: mode %u flags %#x, %u %u %u members\n",
 			       info.mode, info.flags, info.group_on,
 			       info.group_standby, info.group_off);
@@ -149,6 +240,7 @@ static void op_call(struct slot *s)
 	if (s->fd >= 0)
 		close(s->fd);
 	s->mode = -1;
+	s->alien = false;
 	s->fd = socket(a.sa.sa_family, (roll(3) ? SOCK_STREAM : SOCK_DGRAM) |
 		       SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
 	if (s->fd < 0)
@@ -317,7 +409,9 @@ static void worker(void)
 			i = 0;
 		if (roll(4) == 0)
 			inject();
-		if (i < 6)
+		if (i < 2 && nr_aliens)
+			op_open_alien(s);
+		else if (i < 6)
 			op_open(s);
 		else if (i < 8)
 			op_call(s);
@@ -368,16 +462,28 @@ static void calm_injection(void)
 	write_file("/sys/kernel/debug/failslab/verbose", "0");
 }
 
-static int set_up(void)
+/* Become somebody who may do nothing, except in a namespace of his own. */
+static int drop_privileges(void)
+{
+	if (setresgid(NOBODY, NOBODY, NOBODY) ||
+	    setresuid(NOBODY, NOBODY, NOBODY) || unshare(CLONE_NEWUSER))
+		return -errno;
+	return 0;
+}
+
+static int set_up(bool unprivileged)
 {
 	struct rlimit lim = { .rlim_cur = 4096, .rlim_max = 4096 };
-	int i, fd, result, err;
+	int i, fd, result, err = 0;
 	char text[32];
 
 	calm_injection();
-	err = enter_netns();
-	if (!err && setrlimit(RLIMIT_NOFILE, &lim))
+	if (setrlimit(RLIMIT_NOFILE, &lim))
 		err = -errno;
+	if (!err && unprivileged)
+		err = drop_privileges();
+	if (!err)
+		err = enter_netns();
 	if (!err)
 		err = write_file("/proc/sys/net/ipv4/tcp_fastopen", "1543");
 	/* One without SO_REUSEPORT would keep its port for a minute. */
@@ -397,6 +503,7 @@ static int set_up(void)
 	err = write_file("/proc/sys/net/ipv4/ip_local_reserved_ports", text);
 	if (err)
 		return err;
+	find_aliens();
 	sockets = new_map(BPF_MAP_TYPE_REUSEPORT_SOCKARRAY, sizeof(__u64));
 	result = new_map(BPF_MAP_TYPE_ARRAY, sizeof(__u64));
 	if (sockets < 0 || result < 0)
@@ -508,6 +615,40 @@ static bool play(unsigned int first_seed)
 	return ok;
 }
 
+/* Both tests in a process of their own, which can lose what root has. */
+static void all(unsigned int first_seed, bool unprivileged)
+{
+	const char *who = unprivileged ? " by nobody" : "";
+	int status = -1, err;
+	bool *result = (bool *)(shared + 1);
+	pid_t pid;
+
+	memset(shared, 0, sizeof(*shared));
+	result[0] = false;
+	result[1] = false;
+	fflush(NULL);
+	pid = fork();
+	if (!pid) {
+		err = set_up(unprivileged);
+		if (err)
+			ksft_print_msg("set up: %s\n", strerror(-err));
+		if (!err) {
+			result[0] = play(first_seed) && !shared->failures;
+			result[1] = all_as_new();
+		}
+		fflush(stdout);
+		_exit(0);
+	}
+	if (pid > 0)
+		while (waitpid(pid, &status, 0) != pid)
+			;
+	ksft_test_result(status == 0 && result[0],
+			 "random operations%s: %u, %u with failing allocations\n",
+			 who, shared->ops, shared->injected);
+	ksft_test_result(status == 0 && result[1], "new groups are as new%s\n",
+			 who);
+}
+
 static void print_help(FILE *to)
 {
 	fputs("Usage: reuseport_listen_off_stress [OPTION...]\n"
@@ -538,7 +679,7 @@ int main(int argc, char **argv)
 		{ }
 	};
 	unsigned int first_seed = time(NULL) & 0x7fffffff;
-	int opt, err;
+	int opt;
 
 	while ((opt = getopt_long(argc, argv, "h", options, NULL)) != -1) {
 		switch (opt) {
@@ -565,20 +706,19 @@ int main(int argc, char **argv)
 	}
 	require_option();
 
-	shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE,
+	shared = mmap(NULL, 4096, PROT_READ | PROT_WRITE,
 		      MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	if (shared == MAP_FAILED)
 		ksft_exit_fail_msg("mmap: %s\n", strerror(errno));
 	ksft_print_header();
-	ksft_set_plan(2);
+	ksft_set_plan(enable_command() ? 2 : 4);
 	ksft_print_msg("--seed %u --seconds %d --workers %d\n", first_seed,
 		       seconds, workers);
-	err = set_up();
-	if (err)
-		ksft_exit_fail_msg("set up: %s\n", strerror(-err));
-	ksft_test_result(play(first_seed) && !shared->failures,
-			 "random operations: %u, %u with a failing allocation\n",
-			 shared->ops, shared->injected);
-	ksft_test_result(all_as_new(), "new groups are as new\n");
+	all(first_seed, false);
+	/* Who has no privilege cannot provide the option, where that is to be
+	 * done.
+	 */
+	if (!enable_command())
+		all(first_seed, true);
 	ksft_finished();
 }

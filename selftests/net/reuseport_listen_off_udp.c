@@ -9,6 +9,7 @@
 #include "reuseport_listen_off.h"
 
 #include <limits.h>
+#include <pthread.h>
 
 #include "../kselftest_harness.h"
 
@@ -299,6 +300,28 @@ TEST_F(udp, cleared_reuseport_is_still_off)
 	EXPECT_TRUE(REFUSED());
 }
 
+TEST_F(udp, reuseport_cleared_before_bind)
+{
+	const struct path *p = variant->path;
+	int fd = open_cleared(p->bind, SOCK_DGRAM, OFF, false);
+
+	ASSERT_LE(0, fd);
+	EXPECT_TRUE(is_refused(p->dst, local_port(fd)));
+	EXPECT_EQ(0, receive_all(fd));
+	ASSERT_EQ(0, set_int(fd, SOL_SOCKET, SO_REUSEPORT, 1));
+	EXPECT_TRUE(is_refused(p->dst, local_port(fd)));
+	ASSERT_EQ(0, set_mode(fd, ON));
+	ASSERT_EQ(0, send_one(p->dst, local_port(fd)));
+	EXPECT_EQ(1, receive(fd, 1));
+	close(fd);
+
+	/* Without a group there is nobody to stand by for. */
+	fd = open_cleared(p->bind, SOCK_DGRAM, STANDBY, false);
+	ASSERT_LE(0, fd);
+	ASSERT_EQ(0, send_one(p->dst, local_port(fd)));
+	EXPECT_EQ(1, receive(fd, 1));
+}
+
 TEST_F(udp, reuseport_set_after_bind)
 {
 	const struct path *p = variant->path;
@@ -349,6 +372,167 @@ TEST_F(udp, connected_socket_keeps_its_datagrams)
 	ASSERT_EQ(8, send(client, "datagram", 8, 0));
 	EXPECT_EQ(1, receive(self->a, 1));
 	EXPECT_TRUE(REFUSED());
+}
+
+static int free_port(const struct path *p)
+{
+	int fd = open_member(p->specific, SOCK_DGRAM, 0), port;
+
+	if (fd < 0)
+		return fd;
+	port = local_port(fd);
+	close(fd);
+	return port;
+}
+
+/* A flow is no member that can be chosen, for lookups and for those who ask. */
+TEST_F(udp, connected_socket_is_no_member)
+{
+	const struct path *p = variant->path;
+	struct sockaddr unspec = { .sa_family = AF_UNSPEC };
+	int port, a, b, c, client, i;
+	union addr addr;
+	socklen_t len;
+
+	/* With address and port of its own, it keeps them when it connects and
+	 * disconnects.
+	 */
+	port = free_port(p);
+	a = open_member(p->specific, SOCK_DGRAM, port);
+	ASSERT_LE(0, a);
+	b = open_member_mode(p->specific, SOCK_DGRAM, port, STANDBY);
+	ASSERT_LE(0, b);
+	c = open_member_mode(p->specific, SOCK_DGRAM, port, OFF);
+	ASSERT_LE(0, c);
+	client = dial(p->dst, SOCK_DGRAM, port);
+	ASSERT_LE(0, client);
+	len = make_addr(&addr, p == &paths[IPV4_ON_IPV6] ? p->specific : p->dst,
+			local_port(client));
+	EXPECT_EQ(1, get_info(b).group_on);
+	EXPECT_TRUE(wait_for(is_drained(b)));
+
+	for (i = 0; i < 3; i++) {
+		ASSERT_EQ(0, connect(a, &addr.sa, len));
+		EXPECT_EQ(0, get_info(b).group_on);
+		EXPECT_EQ(1, get_info(b).group_standby);
+		EXPECT_EQ(1, get_info(b).group_off);
+		EXPECT_FALSE(is_drained(b));
+		ASSERT_EQ(0, send_one(p->dst, port));
+		EXPECT_EQ(1, receive(b, 1));
+		ASSERT_EQ(8, send(client, "datagram", 8, 0));
+		EXPECT_EQ(1, receive(a, 1));
+
+		/* Its mode may change meanwhile, and changes nothing. */
+		ASSERT_EQ(0, set_mode(a, (i + 1) % 3));
+		EXPECT_EQ(1, get_info(b).group_standby);
+		EXPECT_EQ(1, get_info(b).group_off);
+		ASSERT_EQ(0, set_mode(a, ON));
+		EXPECT_EQ(0, get_info(b).group_on);
+
+		ASSERT_EQ(0, connect(a, &unspec, sizeof(unspec)));
+		EXPECT_EQ(1, get_info(b).group_on);
+		EXPECT_TRUE(wait_for(is_drained(b)));
+		ASSERT_EQ(0, send_one(p->dst, port));
+		EXPECT_EQ(1, receive(a, 1));
+		EXPECT_EQ(0, receive_all(b));
+	}
+
+	/* A connected one that goes takes nothing with it that others need. */
+	ASSERT_EQ(0, connect(a, &addr.sa, len));
+	close(a);
+	EXPECT_EQ(0, get_info(b).group_on);
+	ASSERT_EQ(0, send_one(p->dst, port));
+	EXPECT_EQ(1, receive(b, 1));
+	ASSERT_EQ(0, set_mode(c, ON));
+	EXPECT_EQ(1, get_info(b).group_on);
+	ASSERT_EQ(0, send_one(p->dst, port));
+	EXPECT_EQ(1, receive(c, 1));
+}
+
+/* What was chosen while all that were ON were connected is under way. */
+TEST_F(udp, disconnecting_unsettles_standby)
+{
+	const struct path *p = variant->path;
+	struct sockaddr unspec = { .sa_family = AF_UNSPEC };
+	int a, b, client, i;
+	bool seen = false;
+	union addr addr;
+	socklen_t len;
+
+	a = open_member(p->specific, SOCK_DGRAM, free_port(p));
+	ASSERT_LE(0, a);
+	b = open_member_mode(p->specific, SOCK_DGRAM, local_port(a), STANDBY);
+	ASSERT_LE(0, b);
+	client = dial(p->dst, SOCK_DGRAM, local_port(a));
+	ASSERT_LE(0, client);
+	len = make_addr(&addr, p == &paths[IPV4_ON_IPV6] ? p->specific : p->dst,
+			local_port(client));
+	for (i = 0; i < 20 && !seen; i++) {
+		ASSERT_EQ(0, connect(a, &addr.sa, len));
+		ASSERT_TRUE(wait_for(is_settled(b)));
+		ASSERT_EQ(0, connect(a, &unspec, sizeof(unspec)));
+		seen = !is_settled(b);
+		EXPECT_EQ(1, get_info(b).group_on);
+	}
+	EXPECT_TRUE(seen);
+}
+
+/* ---- bytes that are queued ---------------------------------------------- */
+
+struct reader {
+	pthread_t thread;
+	int fd, tx;
+	bool *stop;
+	long datagrams;
+};
+
+/* Keep one to three datagrams in the queue at all times, and take the oldest
+ * as fast as they come.
+ */
+static void *keep_reading(void *arg)
+{
+	struct reader *r = arg;
+	char buf[16];
+	int i;
+
+	while (!__atomic_load_n(r->stop, __ATOMIC_ACQUIRE)) {
+		for (i = 0; i < 2; i++)
+			if (send(r->tx, "datagram", 8, 0) != 8)
+				return NULL;
+		for (i = 0; i < 2; i++)
+			if (recv(r->fd, buf, sizeof(buf), 0) != 8)
+				return NULL;
+		r->datagrams += 2;
+	}
+	return NULL;
+}
+
+TEST_F(udp, queued_is_never_0_with_a_datagram)
+{
+	struct reader r = { .fd = self->a };
+	long long end = now_ms() + 4000;
+	bool stop = false;
+	long looks = 0;
+	int empty = 0;
+
+	ASSERT_EQ(0, fcntl(self->a, F_SETFL, 0));
+	r.tx = dial(variant->path->dst, SOCK_DGRAM, self->port);
+	ASSERT_LE(0, r.tx);
+	ASSERT_EQ(8, send(r.tx, "datagram", 8, 0));
+	ASSERT_TRUE(wait_for(get_info(self->a).queued > 0));
+	r.stop = &stop;
+	ASSERT_EQ(0, pthread_create(&r.thread, NULL, keep_reading, &r));
+	while (now_ms() < end) {
+		empty += !get_info(self->a).queued;
+		looks++;
+	}
+	__atomic_store_n(&stop, true, __ATOMIC_RELEASE);
+	pthread_join(r.thread, NULL);
+	TH_LOG("%ld looks, %ld datagrams", looks, r.datagrams);
+	EXPECT_LT(100, r.datagrams);
+	EXPECT_EQ(0, empty);
+	EXPECT_EQ(1, receive_all(self->a));
+	EXPECT_EQ(0, get_info(self->a).queued);
 }
 
 TEST_F(udp, connected_while_off)
