@@ -748,12 +748,16 @@ static __always_inline void see_bound(struct bpf_sock *socket, u64 cookie,
 				      u64 netns)
 {
 	const struct sock *sk = address_of(socket);
+	struct group_key key;
 	struct kept *kept;
 	struct member *m;
 	struct group *g;
 
-	if (!has_reuseport(sk) || bpf_map_lookup_elem(&members, &cookie) ||
-	    join(sk, cookie, netns, 0))
+	if (!has_reuseport(sk) || bpf_map_lookup_elem(&members, &cookie))
+		return;
+	describe(sk, netns, &key);
+	reclaim(&key);
+	if (join(sk, cookie, netns, 0))
 		return;
 	kept = bpf_sk_storage_get(&keepsakes, socket, NULL, 0);
 	if (!kept || kept->mode == REUSEPORT_LISTEN_ON)

@@ -578,6 +578,35 @@ static __always_inline void sweep(struct group *g)
 	bpf_loop(GROUP_SIZE, sweep_one, &g, 0);
 }
 
+/*
+ * Where members come and go faster than the timer looks, whoever joins lets go
+ * of some that have closed: the first ones of the section ASIDE.
+ */
+static long reclaim_one(u32 i, struct group **group)
+{
+	struct group *g = *group;
+	u64 counts = g->counts;
+	struct slot *s;
+	u32 from, n;
+
+	n = count_in(counts, ASIDE);
+	if (!n)
+		return 1;
+	from = end_of(counts, OFF);
+	s = slot_at(g, slot_at(g, from + i % n)->perm);
+	if (s->section == ASIDE && s->closing && !is_hashed(s, g->protocol))
+		let_go(g, s);
+	return 0;
+}
+
+static __always_inline void reclaim(const struct group_key *key)
+{
+	struct group *g = bpf_map_lookup_elem(&groups, key);
+
+	if (g && count_in(g->counts, ASIDE))
+		bpf_loop(8, reclaim_one, &g, 0);
+}
+
 #define MS		1000000ULL
 #define CLOCK_MONOTONIC	1
 
