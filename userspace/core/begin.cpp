@@ -116,6 +116,9 @@ Fault Drain::probe() noexcept {
 Fault Drain::look_before() noexcept {
   on_.clear();
   for (Entry& entry : entries_) {
+    if (identify(entry.fd) != entry.listener.identity) {
+      return {EBADF, "start", "the descriptor was closed after it was added", entry.fd};
+    }
     if (const Fault fault = get_info(entry, entry.info); fault) {
       return fault;
     }
@@ -200,6 +203,7 @@ Fault Drain::restore() noexcept {
   for (Entry& entry : entries_) {
     if (entry.switched && entry.open && identify(entry.fd) == entry.listener.identity) {
       const Fault fault = set_mode(entry, entry.before);
+      entry.error = -fault.errnum;
       first = first ? first : fault;
     }
   }
@@ -264,6 +268,13 @@ int Drain::start(Time now) noexcept {
 
 Fault Drain::end_undone(Time now) noexcept {
   const Fault fault = restore();
+  if (phase_ != Phase::undoing) {
+    give_up_ = now + REUSEPORT_MS(1000);
+    phase_ = Phase::undoing;
+  }
+  if (is_passing(fault.errnum) && now < give_up_) {
+    return fault;  // step tries again
+  }
   for (Entry& entry : entries_) {
     if (entry.open) {
       entry.outcome = REUSEPORT_UNDONE;

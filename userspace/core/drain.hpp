@@ -36,7 +36,7 @@ class Drain {
   [[nodiscard]] int listener(std::size_t index, reuseport_listener_report& report) const noexcept;
   [[nodiscard]] const Fault& fault() const noexcept { return fault_; }
   [[nodiscard]] bool in_progress() const noexcept {
-    return phase_ == Phase::switching || phase_ == Phase::draining;
+    return phase_ != Phase::idle && phase_ != Phase::done;
   }
 
  private:
@@ -44,6 +44,7 @@ class Drain {
     idle,
     switching,  ///< started, but something passing keeps the listeners from being switched
     draining,
+    undoing,  ///< to be ended, but something passing keeps the modes from being given back
     done,
   };
 
@@ -125,6 +126,7 @@ class Drain {
   Time started_ = 0;
   Time deadline_ = 0;
   Time ended_ = 0;
+  Time give_up_ = 0;  ///< while undoing
   Time pause_ = REUSEPORT_MS(1);
   Fault fault_;
   Array<Entry> entries_;

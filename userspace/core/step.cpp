@@ -340,6 +340,8 @@ int Drain::step(Time now, reuseport_step& step) noexcept {
   poll_all();
   if (phase_ == Phase::draining) {
     get_on(now);
+  } else if (phase_ == Phase::undoing) {
+    (void)end_undone(now);
   }
   step.action = REUSEPORT_DONE;
   if (in_progress()) {

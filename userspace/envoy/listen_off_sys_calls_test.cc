@@ -13,6 +13,7 @@
 namespace {
 
 using Envoy::Api::SysCallIntResult;
+using Envoy::Network::drained;
 using Envoy::Network::ListenInfo;
 using Envoy::Network::ListenMode;
 using Envoy::Network::ListenOffSysCalls;

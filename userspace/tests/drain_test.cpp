@@ -213,6 +213,14 @@ TEST_F(DrainRules, AnotherSocketUnderTheSameNumberIsLeftAlone) {
   EXPECT_TRUE(test::is_open(fd_));
 }
 
+TEST_F(DrainRules, AStrangerUnderTheNumberIsNotSwitched) {
+  Drain drain = drain_of_old();
+  const Fd stranger = test::open_listener(test::address("127.0.0.1"));
+  ASSERT_EQ(::dup2(stranger.get(), fd_), fd_);
+  EXPECT_EQ(drain.start().error().errnum, EBADF);
+  EXPECT_TRUE(provider_.set.empty());
+}
+
 TEST_F(DrainRules, TheNewcomerIsLookedForOnceMoreAfterClose) {
   Drain drain = drain_of_old();
   ASSERT_TRUE(drain.start());
@@ -415,6 +423,28 @@ TEST_F(DrainRules, FailureHalfWaySwitchesNothing) {
   ASSERT_TRUE(drain.add(std::move(second)));
   EXPECT_EQ(drain.start().error().errnum, EINVAL);
   EXPECT_EQ(provider_.mode(fd_), Mode::on);
+}
+
+TEST_F(DrainRules, ModesThatCannotBeGivenBackAreTriedAgain) {
+  Drain drain = drain_of_old();
+  ASSERT_TRUE(drain.start());
+  provider_.say(fd_, 0, 1);
+  provider_.set_error[fd_] = EAGAIN;
+  EXPECT_EQ(drain.step().action, Action::wait_until);
+  EXPECT_EQ(drain.report().outcome, Outcome::running);
+  EXPECT_EQ(drain.undo().error().errnum, EAGAIN);
+  provider_.set_error.clear();
+  EXPECT_EQ(drain.step().action, Action::done);
+  EXPECT_EQ(drain.report().outcome, Outcome::undone);
+  EXPECT_EQ(provider_.mode(fd_), Mode::on);
+}
+
+TEST_F(DrainRules, ModesThatAreNotGivenBackAreNotSaidToBe) {
+  Drain drain = drain_of_old();
+  ASSERT_TRUE(drain.start());
+  provider_.set_error[fd_] = EPERM;
+  EXPECT_EQ(drain.undo().error().errnum, EPERM);
+  EXPECT_EQ(drain.report().listeners[0].errnum, EPERM);
 }
 
 // ---- Deadlines ----

@@ -171,7 +171,7 @@ enum reuseport_outcome {
   REUSEPORT_CLOSED = 6,           /* closed with whatever it had */
   REUSEPORT_DEADLINE_HIT = 7,     /* time ran out; what was left is in the report */
   REUSEPORT_VANISHED = 8,         /* closed or shut down by somebody else before it was drained */
-  REUSEPORT_UNDONE = 9,           /* open, in the mode it had before */
+  REUSEPORT_UNDONE = 9, /* open, in the mode it had before; or its error says why it is not */
 };
 
 /* By what means new connections were kept away. From best to worst. */
@@ -208,7 +208,7 @@ struct reuseport_listener_report {
   uint32_t handshakes; /* at the last look, as all below */
   uint32_t queued;
   uint32_t group_on;
-  int32_t error; /* negative errno where that look failed, else 0 */
+  int32_t error; /* negative errno where that look, or giving the mode back, failed; else 0 */
   uint32_t open; /* 1: the drain has not closed it, nor seen it closed */
   uint32_t reserved;
 };
@@ -242,8 +242,11 @@ REUSEPORT_API int reuseport_drain_start(struct reuseport_drain* drain);
 /* An enum reuseport_action, more of it in @step, whose fds are valid until the next call. After DONE
  * it stays DONE. -EINVAL: not started. */
 REUSEPORT_API int reuseport_drain_step(struct reuseport_drain* drain, struct reuseport_step* step);
-/* Gives the open listeners their modes back and ends the drain. -ESTALE: none is running;
- * -ECANCELED: done, but some were closed before; or the first error of setsockopt(2). */
+/*
+ * Gives the open listeners their modes back and ends the drain. -ESTALE: none is running; -ECANCELED:
+ * done, but some were closed before; or the first error of setsockopt(2). After one that passes, such
+ * as -EAGAIN, the drain still runs, and step or undo try again, for a second.
+ */
 REUSEPORT_API int reuseport_drain_undo(struct reuseport_drain* drain);
 REUSEPORT_API int reuseport_drain_get_report(const struct reuseport_drain* drain,
                                              struct reuseport_drain_report* report);

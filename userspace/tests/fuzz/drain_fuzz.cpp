@@ -128,10 +128,14 @@ void check(reuseport_drain* drain, const World& world, bool started) {
               std::all_of(world.olds.begin(), world.olds.end(), [](const Old& o) { return o.drained; }),
           "drained, but the last look said otherwise");
   require(outcome != REUSEPORT_DRAINED || report.method == REUSEPORT_METHOD_OPTION, "drained how?");
-  require(outcome != REUSEPORT_UNDONE || world.set_error != 0 ||
-              std::all_of(world.olds.begin(), world.olds.end(),
-                          [](const Old& o) { return o.closes != 0 || o.mode == o.told; }),
-          "undone, but a mode is not what it was");
+  for (std::size_t i = 0; outcome == REUSEPORT_UNDONE && i < world.olds.size(); ++i) {
+    reuseport_listener_report listener{};
+    listener.size = sizeof(listener);
+    require(reuseport_drain_get_listener(drain, i, &listener) == 0, "no such listener");
+    require(listener.open == 0 || listener.error != 0 || world.olds[i].closes != 0 ||
+                world.olds[i].mode == world.olds[i].told,
+            "undone, but a mode is not what it was");
+  }
 }
 
 }  // namespace
