@@ -183,6 +183,7 @@ struct walk {
 	u8 family;
 	u64 node;		/* next in the bucket; odd or 0: its end */
 	u64 sk;			/* found */
+	u64 lone;		/* found, but in no group */
 	u64 passed_over;	/* sk_reuseport_cb that had nobody */
 };
 
@@ -234,6 +235,7 @@ static __always_inline bool matches(const struct sock *sk, const struct walk *w)
 static long look_at_next(u32 i, struct walk *w)
 {
 	const struct sock *sk;
+	u64 reuse;
 
 	if (at_end(w))
 		return 1;
@@ -242,9 +244,18 @@ static long look_at_next(u32 i, struct walk *w)
 	w->node = (u64)BPF_CORE_READ(sk, __sk_common.skc_nulls_node.next);
 	if (!matches(sk, w))
 		return 0;
-	if (w->passed_over &&
-	    (u64)BPF_CORE_READ(sk, sk_reuseport_cb) == w->passed_over)
+	reuse = (u64)BPF_CORE_READ(sk, sk_reuseport_cb);
+	if (reuse && reuse == w->passed_over)
 		return 0;
+	if (!reuse) {
+		/*
+		 * A listener without SO_REUSEPORT; or one that is just leaving
+		 * its group and the table: then others of it follow.
+		 */
+		if (!w->lone)
+			w->lone = (u64)sk;
+		return 0;
+	}
 	w->sk = (u64)sk;
 	return 1;
 }
@@ -329,15 +340,40 @@ static long try_next(u32 i, struct choice *c)
 	return 1;
 }
 
+/*
+ * Whether the kernel has somebody in this group whom we do not, or a program
+ * that chooses. Both sides change meanwhile; only what stays so is true.
+ */
+static __always_inline bool has_unknown(struct group *g, const struct sock *sk)
+{
+	struct sock_reuseport *reuse;
+	u64 changes, counts;
+	u32 i, there;
+
+	for (i = 0; i < 4; i++) {
+		changes = *(volatile u64 *)&g->changes;
+		counts = *(volatile u64 *)&g->counts;
+		reuse = BPF_CORE_READ(sk, sk_reuseport_cb);
+		if (!reuse)
+			return false;
+		if (BPF_CORE_READ(reuse, prog))
+			return true;
+		there = BPF_CORE_READ(reuse, num_socks);
+		if (there <= count_all(counts))
+			return false;
+		if (changes == *(volatile u64 *)&g->changes)
+			return true;
+	}
+	return true;
+}
+
 static __always_inline void choose_in(struct choice *c, bool must_choose)
 {
-	const struct sock *found = c->found;
-	struct sock_reuseport *reuse = BPF_CORE_READ(found, sk_reuseport_cb);
-	u64 counts = *(volatile u64 *)&c->group->counts;
+	u64 counts;
 
 	c->verdict = LEFT_OPEN;
-	if (reuse && (BPF_CORE_READ(reuse, prog) ||
-		      BPF_CORE_READ(reuse, num_socks) > count_all(counts)))
+	counts = *(volatile u64 *)&c->group->counts;
+	if (has_unknown(c->group, c->found))
 		return;
 	if (all_on(counts) && !must_choose) {
 		c->verdict = KERNELS_WAY;
@@ -392,7 +428,10 @@ int choose(struct bpf_sk_lookup *ctx)
 	for (turn = 0; turn < 12; turn++) {
 		w.sk = 0;
 		bpf_loop(MAX_WALK, look_at_next, &w, 0);
-		if (!w.sk && at_end(&w)) {
+		if (!w.sk && at_end(&w) && w.lone) {
+			w.sk = w.lone;
+			w.lone = 0;
+		} else if (!w.sk && at_end(&w)) {
 			/* nobody here: now the wildcard address */
 			if (!(w.address[0] | w.address[1] | w.address[2] |
 			      w.address[3]))
@@ -406,8 +445,12 @@ int choose(struct bpf_sk_lookup *ctx)
 		cookie = found ? cookie_of(found) : 0;
 		m = bpf_map_lookup_elem(&members, &cookie);
 		c.group = m ? group_of(m) : NULL;
-		if (!c.group)
+		if (!c.group) {
+			if (found && BPF_CORE_READ(found, __sk_common.skc_state) !=
+					     TCP_LISTEN)
+				continue;	/* has closed meanwhile */
 			break;
+		}
 		choose_in(&c, passed_over);
 		if (c.verdict == CHOSEN || c.verdict == KERNELS_WAY)
 			return SK_PASS;

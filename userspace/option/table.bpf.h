@@ -300,6 +300,7 @@ static __always_inline void move_locked(struct group *g, struct slot *s,
 	int from = s->section;
 	u64 counts = g->counts;
 
+	*(volatile u64 *)&g->changes += 1;
 	if (to < from) {
 		*(volatile u8 *)&s->section = to;
 		if (from > ASIDE && to <= ASIDE)

@@ -68,6 +68,7 @@ struct group {
 	__u8 dead;		/* is about to be deleted, nobody joins */
 	__u8 protocol;
 	__u64 program;		/* UDP: address of ours, on the kernel's group */
+	__u64 changes;		/* of counts */
 	struct slot slots[GROUP_SIZE];
 };
 
@@ -109,7 +110,7 @@ struct grace_periods {
  * Pinned with the maps. Programs of another version do not understand them; it
  * changes with every struct above and with what programs do with them.
  */
-#define TABLE_VERSION	1
+#define TABLE_VERSION	2
 
 struct about {
 	__u32 version;

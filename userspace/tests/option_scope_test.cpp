@@ -2,19 +2,23 @@
 // The option by BPF for a cgroup: setsockopt() and getsockopt() themselves.
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <linux/filter.h>
 #include <linux/reuseport.h>
+#include <poll.h>
 #include <sched.h>
 #include <sys/mount.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <optional>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "option/option.hpp"
@@ -114,10 +118,81 @@ class ScopeTest : public NetNsTest {
     return got;
   }
 
+  /// A listener of somebody whom the option is not enabled for.
+  Fd open_outside(const Address& at, const char* device = nullptr) {
+    EXPECT_TRUE(enter(home_));
+    Fd fd(::socket(at.family(), SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+    EXPECT_TRUE(enter(cgroup_));
+    const int one = 1;
+    EXPECT_EQ(::setsockopt(fd.get(), SOL_SOCKET, SO_REUSEPORT, &one, sizeof(one)), 0);
+    if (device != nullptr) {
+      EXPECT_EQ(::setsockopt(fd.get(), SOL_SOCKET, SO_BINDTODEVICE, device,
+                             static_cast<socklen_t>(std::strlen(device))),
+                0);
+    }
+    EXPECT_EQ(::bind(fd.get(), at.get(), at.len), 0) << std::strerror(errno);
+    EXPECT_EQ(::listen(fd.get(), 128), 0) << std::strerror(errno);
+    return fd;
+  }
+
   std::string home_;
   std::string cgroup_;
   Fd dir_;
 };
+
+/// Connects again and again while it lives; counts what failed.
+class Clients {
+ public:
+  explicit Clients(const Address& to) : to_(to), thread_([this] { run(); }) {}
+  ~Clients() { static_cast<void>(stop()); }
+  Clients(const Clients&) = delete;
+  Clients& operator=(const Clients&) = delete;
+  /// How many were refused or reset.
+  int stop() {
+    if (thread_.joinable()) {
+      stop_ = true;
+      thread_.join();
+    }
+    return lost_;
+  }
+  [[nodiscard]] int made() const { return made_; }
+
+ private:
+  void run() {
+    while (!stop_) {
+      const Fd client = open_client(to_);
+      if (connect_result(client.get()) != 0) {
+        lost_++;
+        continue;
+      }
+      made_++;
+      // who accepted sends a byte
+      pollfd answer{client.get(), POLLIN, 0};
+      char byte = 0;
+      if (::poll(&answer, 1, 20000) != 1 || ::recv(client.get(), &byte, 1, 0) < 0) {
+        lost_++;
+      }
+    }
+  }
+  Address to_;
+  std::atomic<bool> stop_ = false;
+  std::atomic<int> lost_ = 0;
+  std::atomic<int> made_ = 0;
+  std::thread thread_;
+};
+
+/// Accepts and answers; how many.
+int serve(const Fd& listener) {
+  int n = 0;
+  for (;;) {
+    const Fd child(::accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC));
+    if (!child) {
+      return n;
+    }
+    static_cast<void>(::send(child.get(), "x", 1, MSG_NOSIGNAL));
+    n++;
+  }
+}
 
 TEST_F(ScopeTest, TheCallWorks) {
   const Fd before = open_listener(address("127.0.0.1"));
@@ -199,6 +274,203 @@ TEST_F(ScopeTest, PresetOff) {
   EXPECT_EQ(get_info(b).mode, static_cast<unsigned>(REUSEPORT_LISTEN_OFF));
   EXPECT_EQ(get_info(a).group_off, 1U);
   EXPECT_EQ(connect_many(to, {&a, &b})[1], 0);
+}
+
+// --- traps: who must get what, whatever the table says ---
+
+// A stranger on the same address, bound to a device: his group is another one.
+TEST_F(ScopeTest, StrangerOnADevice) {
+  enable_here();
+  const Fd a = open_listener(address("127.0.0.1"));
+  const Address to = local_address(a.get());
+  const Fd b = open_listener(to);
+  const Fd stranger = open_outside(to, "lo");  // the kernel comes by the last one first
+  ASSERT_EQ(connect_many(to, {&a, &b, &stranger})[2], static_cast<int>(many));
+  ASSERT_EQ(set_mode(a, REUSEPORT_LISTEN_OFF), 0);
+  EXPECT_EQ(connect_many(to, {&a, &b, &stranger})[2], static_cast<int>(many));
+  ASSERT_EQ(set_mode(b, REUSEPORT_LISTEN_OFF), 0);
+  EXPECT_EQ(connect_many(to, {&a, &b, &stranger})[2], static_cast<int>(many));
+}
+
+// A stranger on the specific address, we on the wildcard.
+TEST_F(ScopeTest, StrangerOnTheSpecificAddress) {
+  enable_here();
+  const Fd a = open_listener(address("0.0.0.0"));
+  const std::uint16_t port = local_address(a.get()).port();
+  const Fd b = open_listener(address("0.0.0.0", port));
+  const Address to = address("127.0.0.1", port);
+  const Fd stranger = open_outside(to);
+  ASSERT_EQ(set_mode(a, REUSEPORT_LISTEN_OFF), 0);
+  EXPECT_EQ(connect_many(to, {&a, &b, &stranger})[2], static_cast<int>(many));
+  EXPECT_EQ(connect_many(address("127.0.0.2", port), {&a, &b, &stranger})[1],
+            static_cast<int>(many));
+}
+
+// The same address and port in another namespace, enabled or not.
+TEST_F(ScopeTest, SameAddressInAnotherNamespace) {
+  enable_here();
+  const Fd a = open_listener(address("127.0.0.1"));
+  const Address to = local_address(a.get());
+  ASSERT_EQ(set_mode(a, REUSEPORT_LISTEN_OFF), 0);
+  EXPECT_EQ(try_connect(to), ECONNREFUSED);
+  EXPECT_TRUE(in_child([&] {
+    if (::unshare(CLONE_NEWNET) != 0 || !set_lo(true)) {
+      return false;
+    }
+    const Fd other = open_listener(to);
+    bool ok = set_mode(other, REUSEPORT_LISTEN_OFF) == ENOPROTOOPT && try_connect(to) == 0;
+    ok = ok && enable(dir_.get()) && try_connect(to) == 0;
+    ok = ok && set_mode(other, REUSEPORT_LISTEN_OFF) == 0 && try_connect(to) == ECONNREFUSED;
+    return ok && set_mode(other, REUSEPORT_LISTEN_ON) == 0 && try_connect(to) == 0;
+  }));
+  EXPECT_EQ(try_connect(to), ECONNREFUSED);
+}
+
+// Another cgroup's listener in our group is not starved, and nothing settles beside it.
+TEST_F(ScopeTest, UnknownMember) {
+  enable_here();
+  const Fd a = open_listener(address("127.0.0.1"));
+  const Address to = local_address(a.get());
+  const Fd b = open_listener(to);
+  ASSERT_EQ(set_mode(a, REUSEPORT_LISTEN_OFF), 0);
+  ASSERT_TRUE(eventually([&] { return (get_info(a).flags & REUSEPORT_LISTEN_F_SETTLED) != 0; }));
+  Fd unknown = open_outside(to);
+  EXPECT_GT(connect_many(to, {&a, &b, &unknown})[2], 0);
+  EXPECT_EQ(get_info(a).flags & REUSEPORT_LISTEN_F_SETTLED, 0U);
+  const auto now = state();
+  ASSERT_TRUE(now && now->groups.size() == 1);
+  EXPECT_EQ(now->groups[0].unknown, 1U);
+  unknown.reset();
+  EXPECT_TRUE(eventually([&] { return (get_info(a).flags & REUSEPORT_LISTEN_F_SETTLED) != 0; }));
+  EXPECT_EQ(connect_many(to, {&a, &b})[0], 0);
+}
+
+// close() of a member that is not ON: it gets nothing between the hook and its end.
+TEST_F(ScopeTest, ClosingMemberGetsNothing) {
+  enable_here();
+  const Fd b = open_listener(address("127.0.0.1"));
+  const Address to = local_address(b.get());
+  Clients clients(to);
+  for (int i = 0; i < 30; i++) {
+    Fd a = open_listener(to);
+    EXPECT_EQ(set_mode(a, REUSEPORT_LISTEN_STANDBY), 0);
+    EXPECT_TRUE(eventually([&] {
+      serve(a);
+      serve(b);
+      const auto info = get_info(a);
+      return (info.flags & REUSEPORT_LISTEN_F_SETTLED) != 0 && info.handshakes == 0 &&
+             info.queued == 0;
+    }));
+    a.reset();
+    serve(b);
+  }
+  std::atomic<bool> stop = false;
+  std::thread server([&] {
+    while (!stop) {
+      serve(b);
+    }
+  });
+  EXPECT_EQ(clients.stop(), 0);
+  stop = true;
+  server.join();
+  EXPECT_GT(clients.made(), 10);
+}
+
+// One that is OFF before it listens is never chosen, not in the middle of listen() either.
+TEST_F(ScopeTest, PresetOffIsNeverChosen) {
+  enable_here();
+  const Fd b = open_listener(address("127.0.0.1"));
+  const Address to = local_address(b.get());
+  std::atomic<bool> stop = false;
+  std::thread server([&] {
+    while (!stop) {
+      serve(b);
+    }
+  });
+  Clients clients(to);
+  int got = 0;
+  for (int i = 0; i < 100; i++) {
+    const Fd a(::socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+    const int one = 1;
+    ASSERT_EQ(::setsockopt(a.get(), SOL_SOCKET, SO_REUSEPORT, &one, sizeof(one)), 0);
+    EXPECT_EQ(set_mode(a, REUSEPORT_LISTEN_OFF), 0);
+    EXPECT_EQ(::bind(a.get(), to.get(), to.len), 0);
+    EXPECT_EQ(::listen(a.get(), 128), 0);
+    got += serve(a);
+  }
+  EXPECT_EQ(clients.stop(), 0);
+  stop = true;
+  server.join();
+  EXPECT_EQ(got, 0);
+}
+
+TEST_F(ScopeTest, ProgramOfItsOwn) {
+  enable_here();
+  const Fd a = open_listener(address("127.0.0.1"));
+  sock_filter code[] = {{BPF_RET | BPF_K, 0, 0, 0}};
+  const sock_fprog program{1, code};
+  ASSERT_EQ(::setsockopt(a.get(), SOL_SOCKET, SO_ATTACH_REUSEPORT_CBPF, &program, sizeof(program)),
+            0);
+  EXPECT_EQ(set_mode(a, REUSEPORT_LISTEN_OFF), EBUSY);
+  EXPECT_EQ(set_mode(a, REUSEPORT_LISTEN_ON), 0);
+}
+
+// The 513th of a group is refused, clearly; those that are in go on.
+TEST_F(ScopeTest, FullGroup) {
+  enable_here();
+  std::vector<Fd> group;
+  group.push_back(open_listener(address("127.0.0.1")));
+  const Address to = local_address(group[0].get());
+  while (group.size() < 512) {
+    group.push_back(open_listener(to));
+  }
+  ASSERT_EQ(set_mode(group[0], REUSEPORT_LISTEN_OFF), 0);
+  EXPECT_EQ(get_info(group[1]).group_on, 511U);
+  Fd more = open_listener(to);
+  EXPECT_EQ(set_mode(more, REUSEPORT_LISTEN_OFF), ENOSPC);
+  EXPECT_EQ(get_info(more).mode, 0U);
+  EXPECT_EQ(set_mode(group[1], REUSEPORT_LISTEN_OFF), 0);
+  more.reset();
+  EXPECT_TRUE(
+      eventually([&] { return (get_info(group[0]).flags & REUSEPORT_LISTEN_F_SETTLED) != 0; }));
+  EXPECT_EQ(try_connect(to), 0);
+}
+
+TEST_F(ScopeTest, EveryMemberOffIsRefusedAlsoWhenThereAreMany) {
+  enable_here();
+  std::vector<Fd> group;
+  group.push_back(open_listener(address("127.0.0.1")));
+  const Address to = local_address(group[0].get());
+  while (group.size() < 200) {
+    group.push_back(open_listener(to));
+  }
+  for (const Fd& each : group) {
+    ASSERT_EQ(set_mode(each, REUSEPORT_LISTEN_OFF), 0);
+  }
+  EXPECT_EQ(try_connect(to), ECONNREFUSED);
+  ASSERT_EQ(set_mode(group[100], REUSEPORT_LISTEN_STANDBY), 0);
+  EXPECT_EQ(try_connect(to), 0);
+}
+
+// The cgroup is removed, another one is enabled: what is left of the first is no obstacle.
+TEST_F(ScopeTest, RemovedCgroup) {
+  enable_here();
+  const std::string second = cgroup_ + "-2";
+  ASSERT_EQ(::mkdir(second.c_str(), 0755), 0);
+  ASSERT_TRUE(enter(home_));
+  dir_.reset();
+  const bool removed =
+      eventually([&] { return ::rmdir(cgroup_.c_str()) == 0; }, std::chrono::seconds(5));
+  EXPECT_TRUE(removed) << std::strerror(errno);
+  cgroup_ = second;
+  ASSERT_TRUE(enter(cgroup_));
+  dir_.reset(::open(cgroup_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  EXPECT_TRUE(enable_here().new_cgroup);
+  const Fd a = open_listener(address("127.0.0.1"));
+  EXPECT_EQ(set_mode(a, REUSEPORT_LISTEN_OFF), 0);
+  const auto now = state();
+  ASSERT_TRUE(now);
+  EXPECT_EQ(now->cgroups.size(), 2U);
 }
 
 }  // namespace
