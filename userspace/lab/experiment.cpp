@@ -159,9 +159,8 @@ Result<void> Experiment::drain() {
     }
     const auto& said = (*event)->json;
     const auto name = said.value("event", "");
-    if (name == "cut-over") {
-      cut_over_[current_->number()] = said.value("at", std::int64_t{0});
-    } else if (name == "may-close") {
+    if (name == "may-close") {
+      cut_over_[current_->number()] = said.value("cut_over", std::int64_t{0});
       ++measured_.outcomes[said.value("outcome", "?")];
       measured_.left += said.value("left", std::uint64_t{0});
       return {};

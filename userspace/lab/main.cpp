@@ -157,7 +157,6 @@ void add_run(CLI::App& app, RunOptions& run, RunWords& words) {
 }
 
 void add_demo(CLI::App& app, RunOptions& demo, RunWords& words) {
-  words.methods = {"close", "listen-off"};
   words.links = {"20ms"};
   words.duration_s = 10;
   words.timeout_s = 5;
@@ -195,7 +194,7 @@ int start(RunOptions run, const RunWords& words) {
   }
   for (const auto& method : methods) {
     const auto named = std::find(words.methods.begin(), words.methods.end(), method.name);
-    if (words.methods.empty() || named != words.methods.end()) {
+    if (named != words.methods.end() || (words.methods.empty() && !run.brief)) {
       run.methods.push_back(method.method);
     }
   }
@@ -231,7 +230,7 @@ int main(int argc, char** argv) {
   run.command = app.add_subcommand("run", "every method on the same work, in one table");
   add_run(*run.command, run.options, run.words);
   demo.command =
-      app.add_subcommand("demo", "run, but only plain close and the library's drain, 20 s");
+      app.add_subcommand("demo", "run, but only plain close against the drain by the option, 20 s");
   add_demo(*demo.command, demo.options, demo.words);
   soak.command = app.add_subcommand(
       "soak", "run, but listen-off in random rounds with churn and faults, to the first loss");

@@ -9,13 +9,14 @@
 namespace lab {
 
 /// A way to restart a listener, the lab's `--method`. What the old generation does is in
-/// server/retire.cpp, what happens around it in server/stage.cpp, and how a generation comes by its
+/// server/server.cpp, what happens around it in server/stage.cpp, and how a generation comes by its
 /// listeners in server/listeners.cpp.
 enum class RestartMethod : std::uint8_t {
   close,
   sweep,
   migrate,
   listen_off,
+  option_bpf,
   fd_pass,
   socket_server,
   qdisc_plug,
@@ -38,6 +39,9 @@ inline constexpr std::array methods{
                "CAP_NET_ADMIN (sysctl)", 0},
     MethodInfo{RestartMethod::listen_off, "listen-off",
                "libreuseport's drain: SO_REUSEPORT_LISTEN_OFF, else its fallback", "none", 0},
+    MethodInfo{RestartMethod::option_bpf, "option-bpf",
+               "libreuseport's drain, the option provided by BPF",
+               "CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON", 0},
     MethodInfo{RestartMethod::fd_pass, "fd-pass",
                "the old process hands its listening sockets over (SCM_RIGHTS)", "none", 0},
     MethodInfo{RestartMethod::socket_server, "socket-server",
@@ -57,6 +61,18 @@ inline const MethodInfo& info(RestartMethod method) {
     }
   }
   return methods.front();
+}
+
+/// Does the old generation leave by libreuseport's drain, which must lose nothing where it has the
+/// option?
+constexpr bool drains(RestartMethod method) {
+  return method == RestartMethod::listen_off || method == RestartMethod::option_bpf;
+}
+
+/// Does it empty its queues before it closes?
+constexpr bool sweeps(RestartMethod method) {
+  return method == RestartMethod::sweep || method == RestartMethod::qdisc_plug ||
+         method == RestartMethod::syncookies || method == RestartMethod::uds_rename;
 }
 
 /// Do the generations hold the same sockets, rather than each its own?

@@ -113,6 +113,9 @@ Result<pid_t> spawn(const ChildSpec& spec) {
     dup2(spec.output, STDOUT_FILENO);
     dup2(spec.output, STDERR_FILENO);
   }
+  if (spec.cgroup >= 0 && write(spec.cgroup, "0", 1) != 1) {
+    _exit(exec_failed);
+  }
   if (place(fds) && (spec.ns < 0 || setns(spec.ns, CLONE_NEWNET) == 0)) {
     execvpe(program->c_str(), arguments.data(), environment.data());
   }

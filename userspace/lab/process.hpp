@@ -20,6 +20,7 @@ struct ChildSpec {
   int ns = -1;      ///< network namespace to start in; -1: the caller's
   int input = -1;   ///< stdin; -1: /dev/null
   int output = -1;  ///< stdout and stderr; -1: the caller's
+  int cgroup = -1;  ///< cgroup.procs of the cgroup to be in; -1: the caller's
 };
 
 /// Forks and executes. The child gets SIGKILL when the calling thread ends (PR_SET_PDEATHSIG).

@@ -19,13 +19,13 @@ namespace {
 KernelAnswer ask_kernel() {
   const auto result = reuseport::probe();
   KernelAnswer answer;
-  answer.supported = result.supported();
+  answer.supported = result.support == reuseport::Support::supported;
   answer.word = reuseport::to_string(result.support);
   std::replace(answer.word.begin(), answer.word.end(), '_', ' ');
   if (result.support == reuseport::Support::not_in_kernel) {
     answer.word = "not in this kernel";
   } else {
-    answer.in_doubt = !answer.supported;
+    answer.in_doubt = !result.supported();
   }
   answer.why = result.why();
   return answer;
@@ -275,7 +275,12 @@ int run(const RunOptions& options) {
     fmt::print(stderr, "restart-lab: makes network namespaces; run it as root\n");
     return exit_permission;
   }
-  return Run{options, std::move(kernel)}.all();
+  auto chosen = options;
+  if (chosen.methods.empty()) {
+    chosen.methods = {RestartMethod::close,
+                      kernel.supported ? RestartMethod::listen_off : RestartMethod::option_bpf};
+  }
+  return Run{chosen, std::move(kernel)}.all();
 }
 
 }  // namespace lab

@@ -24,9 +24,9 @@ enum ExitCode : int {
 
 /// What the library says about the running kernel.
 struct KernelAnswer {
-  bool supported = false;
-  bool in_doubt = false;  ///< neither supported nor plainly missing: number taken, blocked, error
-  std::string word;       ///< `supported`, `not in this kernel`, ...
+  bool supported = false;  ///< by the kernel itself
+  bool in_doubt = false;   ///< neither supported nor plainly missing: number taken, blocked, error
+  std::string word;        ///< `supported`, `not in this kernel`, ...
   std::string why;
 };
 
@@ -35,7 +35,8 @@ enum class Expect : std::uint8_t { anything, supported, not_in_kernel };
 /// A series of experiments; `demo` and `soak` are presets of it.
 struct RunOptions {
   ExperimentSpec spec;  ///< restarts, connections and duration are totals of each method
-  std::vector<RestartMethod> methods;
+  std::vector<RestartMethod> methods;  ///< none: close, and the drain by the option, of the kernel
+                                       ///< or else by BPF
   std::vector<LinkSpec> links;
   unsigned rounds = 1;  ///< on each link the methods take turns so often, each time in a new order
   unsigned attempts = 3;     ///< of a run that is disturbed
@@ -77,7 +78,7 @@ class LeakWatch {
 
 /// Adds up the counts of several runs and judges the sum.
 /// @param files what --json wrote
-/// @param connections,restarts listen-off must have had so many in all
+/// @param connections,restarts a drain must have had so many in all
 int sum_files(const std::vector<std::string>& files, std::uint64_t connections,
               std::uint64_t restarts);
 

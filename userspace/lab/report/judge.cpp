@@ -17,42 +17,44 @@ void judge_close(const Measurement& closed, std::vector<Check>& checks) {
                                 closed.load.lost(), closed.load.connections, closed.restarts)});
 }
 
+/// A drain that has the option.
 void judge_drain(const Measurement& drained, std::vector<Check>& checks) {
+  const auto name = info(drained.spec.method).name;
   const auto found = drained.outcomes.find("drained");
   const auto by_option = found == drained.outcomes.end() ? 0U : found->second;
+  const auto& load = drained.load;
+  checks.push_back({by_option == drained.restarts, fmt::format("{}: {} of {} restarts were drained",
+                                                               name, by_option, drained.restarts)});
   checks.push_back(
-      {by_option == drained.restarts,
-       fmt::format("listen-off: {} of {} restarts were drained", by_option, drained.restarts)});
+      {load.lost() == 0,
+       fmt::format("{}: {} refused, {} reset, {} timed out, {} unanswered in {} connections and {} "
+                   "restarts",
+                   name, load.refused, load.reset, load.timed_out, load.unanswered + load.garbled,
+                   load.connections, drained.restarts)});
   checks.push_back(
-      {drained.load.lost() == 0,
-       fmt::format("listen-off: {} refused, {} reset, {} timed out, {} unanswered in {} "
-                   "connections and {} restarts",
-                   drained.load.refused, drained.load.reset, drained.load.timed_out,
-                   drained.load.unanswered + drained.load.garbled, drained.load.connections,
-                   drained.restarts)});
-  checks.push_back({drained.load.wrong_generation == 0,
-                    fmt::format("listen-off: {} connections reached the old generation after "
-                                "it was settled",
-                                drained.load.wrong_generation)});
+      {load.wrong_generation == 0,
+       fmt::format("{}: {} connections reached the old generation after it was settled", name,
+                   load.wrong_generation)});
   if (drained.churn_changes > 0) {
     checks.push_back({drained.stray == 0,
-                      fmt::format("listen-off: {} connections reached a socket that was never ON, "
-                                  "in {} changes of churn",
-                                  drained.stray, drained.churn_changes)});
+                      fmt::format("{}: {} connections reached a socket that was never ON, in {} "
+                                  "changes of churn",
+                                  name, drained.stray, drained.churn_changes)});
   }
 }
 
-void judge_drain_times(const std::vector<Measurement>& measured, std::vector<Check>& checks) {
+void judge_drain_times(RestartMethod method, const std::vector<Measurement>& measured,
+                       std::vector<Check>& checks) {
   for (const auto& one : measured) {
-    if (one.spec.method != RestartMethod::listen_off || one.spec.link.loss > 0 ||
-        one.spec.rate <= 0) {
+    if (one.spec.method != method || one.spec.link.loss > 0 || one.spec.rate <= 0) {
       continue;
     }
     const auto bound = one.spec.link.rtt_ns + drain_slack;
     checks.push_back({one.may_close.max() <= bound,
-                      fmt::format("listen-off on {}: drain to may close {:.1f} ms at most (bound: "
-                                  "one round trip plus 50 ms = {:.0f} ms)",
-                                  one.spec.link.name(), to_ms(one.may_close.max()), to_ms(bound))});
+                      fmt::format("{} on {}: drain to may close {:.1f} ms at most (bound: one "
+                                  "round trip plus 50 ms = {:.0f} ms)",
+                                  info(method).name, one.spec.link.name(),
+                                  to_ms(one.may_close.max()), to_ms(bound))});
   }
 }
 
@@ -180,12 +182,17 @@ std::vector<Check> judge(const KernelAnswer& kernel, const std::vector<Measureme
   if (has(RestartMethod::close)) {
     judge_close(total(measured, RestartMethod::close), checks);
   }
-  if (has(RestartMethod::listen_off)) {
-    const auto drained = total(measured, RestartMethod::listen_off);
-    if (kernel.supported) {
+  for (const auto method : {RestartMethod::listen_off, RestartMethod::option_bpf}) {
+    if (!has(method)) {
+      continue;
+    }
+    const auto drained = total(measured, method);
+    if (kernel.supported || method == RestartMethod::option_bpf) {
       judge_drain(drained, checks);
       if (latency) {
-        judge_drain_times(measured, checks);
+        judge_drain_times(method, measured, checks);
+      }
+      if (latency && method == RestartMethod::listen_off) {
         judge_latency(drained, measured, checks);
       }
     } else {

@@ -26,12 +26,14 @@ std::vector<Measurement> totals(const std::vector<Measurement>& measured);
 
 /// Judges by what was measured, and only on kernels where an expectation applies:
 /// - `close` lost connections, or the work measures nothing;
-/// - `listen-off`, where the option is in the kernel: drained each time, lost none, nothing
-///   reached a generation after it was settled, nor a socket that was never ON;
+/// - `listen-off`, where the option is in the kernel, and `option-bpf`: drained each time, lost
+/// none,
+///   nothing reached a generation after it was settled, nor a socket that was never ON;
 /// - where `latency` is asked for, and in the open loop (a closed loop saturates the machine, and
 ///   then times are those of its run queue):
-///   - its time from drain to may close is at most one round trip plus 50 ms on links without loss;
-///   - its p99.9 connect latency is that of any other method or lower: not higher by
+///   - the time from drain to may close is at most one round trip plus 50 ms on links without loss;
+///   - the p99.9 connect latency of `listen-off` is that of any other method or lower: not higher
+///   by
 ///     `latency_slack` in more rounds than a fair coin would show in `significance` of all runs.
 ///     Where there are too few rounds for that, by `latency_slack`. A method that lost a
 ///     thousandth of its connections has no p99.9.

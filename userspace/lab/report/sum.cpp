@@ -87,16 +87,16 @@ int sum_files(const std::vector<std::string>& files, std::uint64_t connections,
       passed = passed && all["lost"] > 0;
       fmt::print("{}: close lost {} of {} connections\n", all["lost"] > 0 ? "passed" : "FAILED",
                  all["lost"], all["connections"]);
-    } else if (method == "listen-off") {
+    } else if (const auto known = parse_method(method); known && drains(*known)) {
       const bool good = all["lost"] == 0 && all["wrong_generation"] == 0 && all["left"] == 0 &&
                         sums.drained[method] == all["restarts"] &&
                         all["connections"] >= connections && all["restarts"] >= restarts &&
                         sums.kernels.size() == 1;
       passed = passed && good;
       fmt::print(
-          "{}: listen-off lost {} of {} connections in {} restarts, {} of them drained; {} "
+          "{}: {} lost {} of {} connections in {} restarts, {} of them drained; {} "
           "after settled; {:.0f} s of load; {} files, kernel {}\n",
-          good ? "passed" : "FAILED", all["lost"], all["connections"], all["restarts"],
+          good ? "passed" : "FAILED", method, all["lost"], all["connections"], all["restarts"],
           sums.drained[method], all["wrong_generation"], sums.seconds[method], files.size(),
           *sums.kernels.begin());
     }

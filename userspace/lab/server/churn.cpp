@@ -16,10 +16,6 @@ namespace lab {
 namespace {
 
 constexpr std::size_t members = 6;
-/// The kernel promises *settled* a grace period after the last change in a group, whoever makes it:
-/// changes without a pause would keep a drain waiting for as long as they go on.
-constexpr std::int64_t busy_for = one_second;
-constexpr std::int64_t pause_for = one_second;  // several grace periods of an emulated debug kernel
 
 class Churn {
  public:
@@ -28,7 +24,6 @@ class Churn {
 
   Result<void> run() {
     auto ready = control_.send({{"event", "ready"}});
-    auto pause_at = now_ns() + busy_for;
     while (ready) {
       // Modes change in bursts, so that asking for orders does not slow the churn down.
       for (int i = 0; i < 64; ++i) {
@@ -36,11 +31,7 @@ class Churn {
           return done;
         }
       }
-      const bool pause = now_ns() >= pause_at;
-      auto order = control_.receive(now_ns() + (pause ? pause_for : 0));
-      if (pause) {
-        pause_at = now_ns() + busy_for;
-      }
+      auto order = control_.receive(now_ns());
       if (!order) {
         return {};  // the lab is gone
       }

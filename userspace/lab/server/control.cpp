@@ -121,7 +121,7 @@ std::vector<std::string> server_arguments(const ServerOptions& options) {
   return words;
 }
 
-Result<Generation> Generation::spawn(ServerOptions options, int ns, const char* role) {
+Result<Generation> Generation::spawn(ServerOptions options, int ns, const char* role, int cgroup) {
   auto pair = Control::pair();
   if (!pair) {
     return tl::unexpected(pair.error());
@@ -132,6 +132,7 @@ Result<Generation> Generation::spawn(ServerOptions options, int ns, const char* 
   spec.arguments.front() = role;
   spec.fds = {pair->server.get()};
   spec.ns = ns;
+  spec.cgroup = cgroup;
   auto pid = lab::spawn(spec);
   if (!pid) {
     return tl::unexpected(pid.error());

@@ -17,9 +17,8 @@ namespace lab {
 /// message, with file descriptors where a method hands sockets over (SCM_RIGHTS, unix(7)).
 ///
 /// Lab to server:   {"do": "drain"}
-/// Server to lab:   {"event": "ready"} · {"event": "cut-over", "at": ns}
-///                  {"event": "may-close", "at": ns, "outcome": text, ...} · {"event": "failed",
-///                  "why": text}
+/// Server to lab:   {"event": "ready"} · {"event": "failed", "why": text}
+///                  {"event": "may-close", "cut_over": ns, "outcome": text, "left": n}
 ///                  {"event": "bye", "accepted": n, "answered": n}
 class Control {
  public:
@@ -56,8 +55,10 @@ std::vector<std::string> server_arguments(const ServerOptions& options);
 class Generation {
  public:
   /// Starts this program anew (exec) as a server in the network namespace `ns`; returns at once.
-  /// @param role the hidden subcommand: `server` or `churn`
-  static Result<Generation> spawn(ServerOptions options, int ns, const char* role = "server");
+  /// @param role the hidden subcommand: `server`, `churn` or `socket-server`
+  /// @param cgroup as ChildSpec::cgroup
+  static Result<Generation> spawn(ServerOptions options, int ns, const char* role = "server",
+                                  int cgroup = -1);
   /// One that a socket server started; its process is a child of that.
   Generation(std::uint32_t number, Control control)
       : number_(number), control_(std::move(control)) {}

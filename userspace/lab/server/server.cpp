@@ -9,13 +9,16 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <chrono>
 #include <csignal>
+#include <optional>
 #include <unordered_map>
+
+#include <reuseport/reuseport.hpp>
 
 #include "load/load.hpp"
 #include "server/control.hpp"
 #include "server/listeners.hpp"
-#include "server/retire.hpp"
 
 namespace lab {
 namespace {
@@ -44,7 +47,11 @@ class Server {
   void serve(int fd);
   void finish(int fd) { connections_.erase(fd); }
   Result<void> obey();
+  Result<void> close_all();
+  Result<void> start_drain();
   Result<void> turn();
+  void look_settled();
+  Result<void> say_closed(const std::string& outcome, std::uint64_t left);
 
   ServerOptions options_;
   Control control_;
@@ -53,8 +60,9 @@ class Server {
   std::unordered_map<int, Connection> connections_;
   std::vector<int> listener_fds_;
   Fd handover_;
-  std::unique_ptr<Retire> retire_;
-  bool retired_ = false;
+  std::optional<reuseport::Drain> drain_;
+  std::int64_t cut_over_ = 0;  ///< from then on nothing new comes; 0: not yet
+  bool closed_ = false;        ///< all listeners
   std::int64_t wake_ = 0;
   std::int64_t finish_by_ = 0;
   std::uint64_t accepted_ = 0;
@@ -159,44 +167,98 @@ Result<void> Server::obey() {
   if (!message) {
     return tl::unexpected(message.error());
   }
-  if (!*message || (*message)->json.value("do", "") != "drain" || retire_) {
+  if (!*message || (*message)->json.value("do", "") != "drain" || drain_ || closed_) {
     return {};
   }
-  if (shares_sockets(options_.method)) {
-    // An epoll set watches the socket, not the descriptor: another process keeps it open.
-    for (const int fd : listener_fds_) {
-      epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, fd, nullptr);
+  return drains(options_.method) ? start_drain() : close_all();
+}
+
+/// What the methods other than the drain do.
+Result<void> Server::close_all() {
+  for (auto& listener : listeners_) {
+    if (shares_sockets(options_.method)) {
+      // An epoll set watches the socket, not the descriptor: another process keeps it open.
+      epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, listener.get(), nullptr);
+    }
+    if (sweeps(options_.method)) {
+      accept_all(listener.get());
+    }
+    listener.reset();
+  }
+  cut_over_ = now_ns();
+  return say_closed(shares_sockets(options_.method)             ? "left to the newcomer"
+                    : sweeps(options_.method)                   ? "swept and closed"
+                    : options_.method == RestartMethod::migrate ? "closed, kernel migrates"
+                                                                : "closed",
+                    0);
+}
+
+/// The library's drain, with its fallbacks; where BPF is to provide the option, without.
+Result<void> Server::start_drain() {
+  reuseport::DrainOptions options;
+  if (options_.method == RestartMethod::option_bpf) {
+    options.policy = reuseport::Policy::require;
+  }
+  drain_.emplace(std::move(options));
+  for (auto& listener : listeners_) {
+    if (auto added = drain_->add(std::move(listener)); !added) {
+      return error(added.error().message());
     }
   }
-  retire_ = Retire::make(options_.method, std::move(listeners_),
-                         [this](int listener) { return accept_all(listener); });
   listeners_.clear();
+  if (auto started = drain_->start(); !started) {
+    return error(started.error().message());
+  }
   return turn();
 }
 
+/// Looks for the instant from which the kernel promises that nothing new arrives.
+void Server::look_settled() {
+  if (cut_over_ != 0 || drain_->report().method != reuseport::Method::option) {
+    return;
+  }
+  const auto fds = drain_->open_fds();
+  const bool settled = std::all_of(fds.begin(), fds.end(), [](int fd) {
+    const auto info = reuseport::get_info(fd);
+    return info && info->settled();
+  });
+  cut_over_ = settled ? now_ns() : 0;
+}
+
+/// One turn of the drain.
 Result<void> Server::turn() {
-  auto turn = retire_->turn();
-  if (!turn) {
-    return tl::unexpected(turn.error());
+  for (;;) {
+    look_settled();
+    const auto step = drain_->step();
+    if (step.action == reuseport::Action::accept_more) {
+      for (const int fd : step.fds) {
+        accept_all(fd);
+      }
+    } else if (step.action == reuseport::Action::wait_until) {
+      wake_ = std::chrono::nanoseconds{step.when.time_since_epoch()}.count();
+      return {};
+    } else {
+      break;
+    }
   }
-  Result<void> sent{};
-  if (turn->cut_over_ns) {
-    sent = control_.send({{"event", "cut-over"}, {"at", *turn->cut_over_ns}});
+  const auto report = drain_->report();
+  const bool unsettled =
+      report.timed_out && report.method == reuseport::Method::option && cut_over_ == 0;
+  if (cut_over_ == 0) {
+    cut_over_ = now_ns();  // it was closed in the turn in which it settled
   }
-  if (!sent) {
-    return sent;
-  }
-  wake_ = turn->next_ns;
-  if (!turn->done) {
-    return {};
-  }
-  retired_ = true;
+  std::string outcome{to_string(report.outcome)};
+  std::replace(outcome.begin(), outcome.end(), '_', ' ');
+  return say_closed(outcome + (unsettled ? ", unsettled" : ""),
+                    report.left.handshakes.value_or(0) + report.left.queued.value_or(0));
+}
+
+Result<void> Server::say_closed(const std::string& outcome, std::uint64_t left) {
+  closed_ = true;
   listener_fds_.clear();
   finish_by_ = now_ns() + finish_bound;
-  auto message = *turn->done;
-  message["event"] = "may-close";
-  message["at"] = now_ns();
-  return control_.send(message);
+  return control_.send(
+      {{"event", "may-close"}, {"cut_over", cut_over_}, {"outcome", outcome}, {"left", left}});
 }
 
 Result<void> Server::run() {
@@ -216,13 +278,13 @@ Result<void> Server::run() {
   }
 
   std::array<epoll_event, 256> events{};
-  while (!retired_ || !connections_.empty()) {
+  while (!closed_ || !connections_.empty()) {
     std::int64_t wait = one_second;
-    if (retired_) {
+    if (closed_) {
       if (now_ns() >= finish_by_) {
         break;
       }
-    } else if (retire_) {
+    } else if (drain_) {
       wait = wake_ - now_ns();
     }
     const auto timeout = to_timespec(wait);
@@ -246,7 +308,7 @@ Result<void> Server::run() {
         serve(fd);
       }
     }
-    if (retire_ && !retired_) {
+    if (drain_ && !closed_) {
       if (auto turned = turn(); !turned) {
         return turned;
       }

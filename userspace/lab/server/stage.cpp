@@ -15,6 +15,7 @@
 #include "net/sockdiag.hpp"
 #include "process.hpp"
 #include "report/report.hpp"
+#include "server/option_bpf.hpp"
 
 namespace lab {
 namespace {
@@ -44,6 +45,25 @@ class MigrateStage final : public Stage {
   Result<void> prepare(const Link& link, ServerOptions& /*options*/) override {
     return set_sysctl(link.server_ns(), "net/ipv4/tcp_migrate_req", "1");
   }
+};
+
+/// option-bpf: the servers are in a cgroup for which the option is enabled.
+class OptionByBpfStage final : public Stage {
+ public:
+  Result<void> prepare(const Link& link, ServerOptions& /*options*/) override {
+    auto enabled = OptionByBpf::enable(link.server_ns());
+    if (!enabled) {
+      return tl::unexpected(enabled.error());
+    }
+    option_ = std::move(*enabled);
+    return {};
+  }
+  Result<Generation> start(const ServerOptions& options, const Link& link) override {
+    return Generation::spawn(options, link.server_ns(), "server", option_->procs());
+  }
+
+ private:
+  std::unique_ptr<OptionByBpf> option_;
 };
 
 /// syncookies: while they are on for every SYN, the kernel keeps no half-open request that could be
@@ -241,6 +261,7 @@ listen restart-lab
 
 std::unique_ptr<Stage> Stage::make(RestartMethod method) {
   switch (method) {
+    case RestartMethod::option_bpf: return std::make_unique<OptionByBpfStage>();
     case RestartMethod::migrate: return std::make_unique<MigrateStage>();
     case RestartMethod::syncookies: return std::make_unique<SyncookiesStage>();
     case RestartMethod::socket_server: return std::make_unique<SocketServerStage>();

@@ -182,7 +182,7 @@ Measurement outcome(RestartMethod method, std::uint64_t reset) {
   result.load.first_byte.add(40 * one_ms);
   result.p999.push_back(reset > 1 ? lost_too_many : 20 * one_ms);
   result.may_close.add(21 * one_ms);
-  result.outcomes[method == RestartMethod::listen_off ? "drained" : "closed"] = 2;
+  result.outcomes[drains(method) ? "drained" : "closed"] = 2;
   return result;
 }
 
@@ -274,6 +274,21 @@ TEST(Judge, AStockKernelMustReportItsFallback) {
   EXPECT_FALSE(all_passed(judge(stock, {outcome(RestartMethod::close, 9), fallback}, true)));
   fallback.outcomes = {{"swept and closed", 2}};
   EXPECT_TRUE(all_passed(judge(stock, {outcome(RestartMethod::close, 9), fallback}, true)));
+}
+
+TEST(Judge, TheOptionByBpfLosesNothingOnAStockKernel) {
+  const auto close = outcome(RestartMethod::close, 9);
+  EXPECT_TRUE(all_passed(judge(stock, {close, outcome(RestartMethod::option_bpf, 0)}, true)));
+  EXPECT_FALSE(all_passed(judge(stock, {close, outcome(RestartMethod::option_bpf, 1)}, true)));
+  auto unconfirmed = outcome(RestartMethod::option_bpf, 0);
+  unconfirmed.outcomes = {{"drained", 1}, {"unconfirmed", 1}};
+  EXPECT_FALSE(all_passed(judge(stock, {close, unconfirmed}, true)));
+}
+
+TEST(Judge, LatencyOnlyWhereItIsAskedFor) {
+  auto slow = outcome(RestartMethod::listen_off, 0);
+  slow.may_close.add(71 * one_ms);
+  EXPECT_TRUE(all_passed(judge(patched, {outcome(RestartMethod::close, 9), slow}, false)));
 }
 
 TEST(Total, AddsTheLinksOfOneMethod) {
