@@ -39,8 +39,8 @@ int take(const T* given, std::size_t first_version, T& mine) {
     return bad;
   }
   const auto* bytes = static_cast<const unsigned char*>(static_cast<const void*>(given));
-  if (size > sizeof(T) && std::any_of(bytes + sizeof(T), bytes + size,
-                                      [](unsigned char byte) { return byte != 0; })) {
+  if (size > sizeof(T) &&
+      std::any_of(bytes + sizeof(T), bytes + size, [](unsigned char byte) { return byte != 0; })) {
     return -E2BIG;
   }
   mine = {};
@@ -135,8 +135,7 @@ int reuseport_drain_start(reuseport_drain* drain) {
 int reuseport_drain_step(reuseport_drain* drain, reuseport_step* step) {
   constexpr std::size_t first = offsetof(reuseport_step, n_fds) + sizeof(uint32_t);
   return quietly(drain, [=] {
-    return give(step, first,
-                [=](reuseport_step& mine) { return drain->drain.step(now(), mine); });
+    return give(step, first, [=](reuseport_step& mine) { return drain->drain.step(now(), mine); });
   });
 }
 

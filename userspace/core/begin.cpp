@@ -10,7 +10,8 @@
 namespace reuseport::core {
 namespace {
 
-// The option is not to be had for this listener. EBUSY: BPF would get in the way of another program.
+// The option is not to be had for this listener. EBUSY: BPF would get in the way of another
+// program.
 bool is_unusable(int errnum) {
   switch (errnum) {
     case EACCES:
@@ -83,8 +84,9 @@ int Drain::add(int fd) noexcept {
 Fault Drain::get_info(const Entry& entry, reuseport_listen_info& info) const noexcept {
   const int got = options_.get_info != nullptr ? options_.get_info(entry.fd, &info, options_.user)
                                                : reuseport_get_info(entry.fd, &info);
-  return got == 0 ? Fault{}
-                  : Fault{-got, "getsockopt(SO_REUSEPORT_LISTEN_OFF)", reuseport_hint(got), entry.fd};
+  return got == 0
+             ? Fault{}
+             : Fault{-got, "getsockopt(SO_REUSEPORT_LISTEN_OFF)", reuseport_hint(got), entry.fd};
 }
 
 Fault Drain::set_mode(Entry& entry, std::uint32_t mode) const noexcept {
@@ -185,9 +187,8 @@ Fault Drain::refuse_shared() noexcept {
 
 Fault Drain::switch_over() noexcept {
   for (Entry& entry : entries_) {
-    const bool goes =
-        entry.before == REUSEPORT_LISTEN_OFF ||
-        (options_.last_on == REUSEPORT_LAST_LEAVE && !stays_served(entry));
+    const bool goes = entry.before == REUSEPORT_LISTEN_OFF ||
+                      (options_.last_on == REUSEPORT_LAST_LEAVE && !stays_served(entry));
     const Fault fault = set_mode(entry, goes ? REUSEPORT_LISTEN_OFF : REUSEPORT_LISTEN_STANDBY);
     if (fault) {
       (void)restore();
@@ -288,11 +289,13 @@ int Drain::undo(Time now) noexcept {
   if (!in_progress()) {
     return fail({ESTALE, "undo", "no drain is running"});
   }
-  const bool all = std::all_of(entries_.begin(), entries_.end(), [](const Entry& e) { return e.open; });
+  const bool all =
+      std::all_of(entries_.begin(), entries_.end(), [](const Entry& e) { return e.open; });
   if (const Fault fault = end_undone(now); fault) {
     return fail(fault);
   }
-  return all ? 0 : fail({ECANCELED, "undo", "some listeners were closed before; the others are back"});
+  return all ? 0
+             : fail({ECANCELED, "undo", "some listeners were closed before; the others are back"});
 }
 
 }  // namespace reuseport::core

@@ -51,12 +51,12 @@ class Drain {
   struct Entry {
     int fd = -1;
     Listener listener{};
-    bool open = true;        ///< ours to look at and to close
-    bool switched = false;   ///< its mode is no longer `before`
-    bool readable = false;   ///< at the last look, as all below
-    bool drained = false;    ///< close() loses nothing
+    bool open = true;          ///< ours to look at and to close
+    bool switched = false;     ///< its mode is no longer `before`
+    bool readable = false;     ///< at the last look, as all below
+    bool drained = false;      ///< close() loses nothing
     bool unconfirmed = false;  ///< closed on the strength of others, who were not seen since
-    int error = 0;           ///< negative errno where that look failed
+    int error = 0;             ///< negative errno where that look failed
     std::uint32_t before = REUSEPORT_LISTEN_ON;
     std::uint32_t outcome = REUSEPORT_NOT_STARTED;
     reuseport_listen_info info{.mode = REUSEPORT_LISTEN_ON,
@@ -120,8 +120,8 @@ class Drain {
   Phase phase_ = Phase::idle;
   std::uint32_t method_ = REUSEPORT_METHOD_NONE;
   std::uint32_t support_ = REUSEPORT_PROBE_ERROR;
-  bool migrates_ = false;   ///< tcp_migrate_req, as found by start
-  bool unshared_ = false;   ///< looked for other holders, found none
+  bool migrates_ = false;  ///< tcp_migrate_req, as found by start
+  bool unshared_ = false;  ///< looked for other holders, found none
   bool timed_out_ = false;
   Time started_ = 0;
   Time deadline_ = 0;

@@ -86,7 +86,8 @@ Fault examine(int fd, Listener& found) noexcept {
     return {EINVAL, "add", "this socket is not bound, or connected", fd};
   }
   if (get_int(fd, SOL_SOCKET, SO_REUSEPORT, 0) != 1) {
-    return {EINVAL, "add", "this listener lacks SO_REUSEPORT: nobody can take over its address", fd};
+    return {EINVAL, "add", "this listener lacks SO_REUSEPORT: nobody can take over its address",
+            fd};
   }
   return {};
 }

@@ -63,14 +63,15 @@ struct Listener {
 /// net.ipv4.tcp_migrate_req of this network namespace.
 [[nodiscard]] bool migrate_req_is_on() noexcept;
 
-/// Whether a connection or datagram to @p place would come to an ON member of its group that is none
-/// of @p leaving: one question to sock_diag(7), answered by the kernel's own lookup. Where the kernel
-/// does not tell modes (the option by BPF, or none) any other member counts as ON. False, too, where
-/// the question cannot be put.
-[[nodiscard]] bool others_are_on(const Place& place, std::span<const std::uint64_t> leaving) noexcept;
+/// Whether a connection or datagram to @p place would come to an ON member of its group that is
+/// none of @p leaving: one question to sock_diag(7), answered by the kernel's own lookup. Where the
+/// kernel does not tell modes (the option by BPF, or none) any other member counts as ON. False,
+/// too, where the question cannot be put.
+[[nodiscard]] bool others_are_on(const Place& place,
+                                 std::span<const std::uint64_t> leaving) noexcept;
 
-/// Whether another process holds one of the sockets @p inodes (sorted): 1, 0, or a negative errno. See
-/// reuseport_drain_options::is_shared.
+/// Whether another process holds one of the sockets @p inodes (sorted): 1, 0, or a negative errno.
+/// See reuseport_drain_options::is_shared.
 [[nodiscard]] int held_elsewhere(std::span<const std::uint64_t> inodes) noexcept;
 
 }  // namespace reuseport::core

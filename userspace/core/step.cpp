@@ -237,9 +237,9 @@ std::uint32_t Drain::outcome_late(const Entry& entry) const noexcept {
 
 void Drain::end_late(Time now) noexcept {
   timed_out_ = true;
-  const bool nobody_came =
-      method_ == REUSEPORT_METHOD_OPTION && options_.last_on == REUSEPORT_LAST_WAIT &&
-      !all_open([](const Entry& entry) { return !stands_alone(entry.info); });
+  const bool nobody_came = method_ == REUSEPORT_METHOD_OPTION &&
+                           options_.last_on == REUSEPORT_LAST_WAIT &&
+                           !all_open([](const Entry& entry) { return !stands_alone(entry.info); });
   if (options_.at_deadline == REUSEPORT_DEADLINE_UNDO || nobody_came) {
     (void)end_undone(now);
     return;

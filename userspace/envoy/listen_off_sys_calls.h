@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // SO_REUSEPORT_LISTEN_OFF in the manner of Envoy's Api::OsSysCalls: results are {rc, errno},
-// nothing is thrown, the answer of the probe is kept. To vendor: this file, reuseport/probe.hpp and,
-// as reuseport/linux/reuseport.h, the header of the option (MIT).
-// Inside Envoy the two structs below are those of envoy/api/os_sys_calls_common.h: define
-// REUSEPORT_ENVOY_HAS_SYS_CALL_RESULT and include that first.
+// nothing is thrown, the answer of the probe is kept. To vendor: this file, reuseport/probe.hpp
+// and, as reuseport/linux/reuseport.h, the header of the option (MIT). Inside Envoy the two structs
+// below are those of envoy/api/os_sys_calls_common.h: define REUSEPORT_ENVOY_HAS_SYS_CALL_RESULT
+// and include that first.
 #pragma once
 
 #include <cerrno>

@@ -95,7 +95,8 @@ int main(int argc, char** argv) {
       }
       signalfd_siginfo taken{};
       (void)!::read(stop.get(), &taken, sizeof(taken));
-      // With a newcomer beside it the listener stands by until it is closed; without one it goes OFF.
+      // With a newcomer beside it the listener stands by until it is closed; without one it goes
+      // OFF.
       reuseport::Drain drain({.last_on = reuseport::LastOn::leave});
       if (auto added = drain.add(std::move(listener)); !added) {
         std::fprintf(stderr, "%s\n", added.error().message().c_str());
@@ -104,7 +105,8 @@ int main(int argc, char** argv) {
       auto started = reuseport::EpollDrain::start(std::move(drain), serve);
       if (!started) {  // nothing has changed: go on serving
         std::fprintf(stderr, "%s\n", started.error().message().c_str());
-        listener = std::move(drain.take_back().front());  // NOLINT(bugprone-use-after-move): not moved
+        listener =
+            std::move(drain.take_back().front());  // NOLINT(bugprone-use-after-move): not moved
         continue;
       }
       retiring.emplace(std::move(*started));

@@ -11,8 +11,8 @@
 #include <utility>
 #include <vector>
 
-#include "reuseport/reuseport.hpp"
 #include "reuseport/reuseport.h"
+#include "reuseport/reuseport.hpp"
 #include "support/support.hpp"
 
 namespace {

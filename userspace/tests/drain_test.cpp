@@ -511,7 +511,8 @@ class DrainInput : public test::NetNsTest {
     const int mine = fd.get();
     Drain drain;
     const auto added = drain.add(std::move(fd));
-    EXPECT_EQ(fd.get(), added ? Fd::none : mine);  // NOLINT(bugprone-use-after-move): what is tested
+    EXPECT_EQ(fd.get(),
+              added ? Fd::none : mine);  // NOLINT(bugprone-use-after-move): what is tested
     return added ? 0 : added.error().errnum;
   }
 };
@@ -603,7 +604,8 @@ TEST_F(DrainInput, AMovedFromDrainIsSafe) {
 
 TEST_F(DrainInput, ACloserGetsTheListener) {
   std::vector<Fd> closed;
-  Drain drain({.policy = Policy::close_only, .close = [&](Fd fd) { closed.push_back(std::move(fd)); }});
+  Drain drain(
+      {.policy = Policy::close_only, .close = [&](Fd fd) { closed.push_back(std::move(fd)); }});
   Fd fd = test::open_listener(test::address("127.0.0.1"));
   const int number = fd.get();
   ASSERT_TRUE(drain.add(std::move(fd)));

@@ -115,8 +115,9 @@ TEST_F(Probe, BehaviourWithoutLoopbackIsAnError) {
 TEST(ProbeResult, EveryAnswerHasANameAndAReason) {
   std::set<std::string> names;
   std::set<std::string> reasons;
-  for (const Support support : {Support::supported, Support::supported_by_bpf, Support::not_in_kernel,
-                                Support::number_taken, Support::blocked, Support::error}) {
+  for (const Support support :
+       {Support::supported, Support::supported_by_bpf, Support::not_in_kernel,
+        Support::number_taken, Support::blocked, Support::error}) {
     names.insert(to_string(support));
     reasons.insert(ProbeResult{support, ProbeStep::get, 0}.why());
     for (const int errnum : {0, EPERM, 4095}) {

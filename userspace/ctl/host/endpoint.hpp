@@ -11,7 +11,6 @@
 #include <string>
 #include <string_view>
 
-
 namespace reuseport {
 
 /// Address of a socket. Ordered by family, address, port, device: the order every listing uses.
@@ -31,7 +30,7 @@ struct Endpoint {
 
   /// Reads a sockaddr_in or sockaddr_in6; nothing for another family or a short @p len.
   [[nodiscard]] static std::optional<Endpoint> from(const sockaddr_storage& sa,
-                                                                  socklen_t len) noexcept;
+                                                    socklen_t len) noexcept;
 };
 
 /// What a person writes to name addresses: "80", ":80", "*:80", "127.0.0.1", "127.0.0.1:80",

@@ -90,8 +90,7 @@ struct Holders {
 
 namespace detail {
 /// The N of "socket:[N]".
-[[nodiscard]] std::optional<std::uint64_t> parse_socket_link(
-    std::string_view link) noexcept;
+[[nodiscard]] std::optional<std::uint64_t> parse_socket_link(std::string_view link) noexcept;
 /// Field 4 of /proc/PID/stat, whatever the command's name holds.
 [[nodiscard]] std::optional<pid_t> parse_stat_parent(std::string_view stat) noexcept;
 /// The real uid of /proc/PID/status.

@@ -51,7 +51,7 @@ class SockDiag {
   /// @param port  only this local port; 0: all
   /// ENOENT: the kernel has no tcp_diag or udp_diag.
   [[nodiscard]] Result<std::vector<DiagSocket>> listeners(Protocol protocol,
-                                                                        std::uint16_t port = 0);
+                                                          std::uint16_t port = 0);
 
   /// Half-open TCP requests that a listener on @p listener's address may own. A stock kernel does
   /// not tell which listener of the address owns one, and a wildcard address is given every

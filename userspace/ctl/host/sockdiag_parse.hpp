@@ -28,7 +28,7 @@ struct ReplyState {
 /// Parses one datagram of the kernel's answer to the request @p seq and appends what it holds.
 /// Messages that are too short or of another kind are EBADMSG, unknown attributes are skipped.
 [[nodiscard]] Reply parse_reply(std::span<const std::byte> bytes, std::uint32_t seq,
-                                              std::uint32_t portid, ReplyState& state);
+                                std::uint32_t portid, ReplyState& state);
 
 }  // namespace reuseport::detail
 

@@ -10,8 +10,8 @@
 #include <vector>
 
 #include "host/result.hpp"
-#include "reuseport/reuseport.hpp"
 #include "host/sockdiag.hpp"
+#include "reuseport/reuseport.hpp"
 
 namespace reuseport {
 
@@ -42,7 +42,7 @@ class SteerProgram {
   /// EBUSY: somebody else's program is attached, or a listener is in somebody else's map.
   /// EINVAL: not in a group, or nothing stays. On an error nothing is attached.
   [[nodiscard]] static Result<SteerProgram> start(Protocol protocol, int group,
-                                                                const std::vector<int>& stay);
+                                                  const std::vector<int>& stay);
 
   SteerProgram(SteerProgram&&) noexcept = default;
   SteerProgram& operator=(SteerProgram&& other) noexcept;
@@ -89,8 +89,8 @@ struct AttachedProgram {
 
 /// What is attached to the group of the socket with this cookie; empty: nothing. Read with a BPF
 /// iterator, changes nothing. ENOENT: no BTF; EPERM: the hint names the capabilities.
-[[nodiscard]] Result<std::optional<AttachedProgram>> attached_program(
-    Protocol protocol, std::uint64_t cookie);
+[[nodiscard]] Result<std::optional<AttachedProgram>> attached_program(Protocol protocol,
+                                                                      std::uint64_t cookie);
 
 /// SO_COOKIE of a socket: the name sock_diag knows it by.
 [[nodiscard]] Result<std::uint64_t> socket_cookie(int fd);
@@ -111,8 +111,7 @@ class QueueWatch {
   };
 
   /// Takes the snapshot, after wait_lookups().
-  [[nodiscard]] static Result<QueueWatch> start(SockDiag& diag,
-                                                              std::vector<DiagSocket> old);
+  [[nodiscard]] static Result<QueueWatch> start(SockDiag& diag, std::vector<DiagSocket> old);
   /// Looks again. A listener that is gone counts as empty.
   [[nodiscard]] Result<Remaining> step(SockDiag& diag);
 

@@ -98,8 +98,8 @@ constexpr const char* ProbeResult::why() const noexcept {
     case Support::supported: return "the kernel has SO_REUSEPORT_LISTEN_OFF";
     case Support::supported_by_bpf: return "BPF provides SO_REUSEPORT_LISTEN_OFF";
     case Support::not_in_kernel:
-      return "this kernel lacks SO_REUSEPORT_LISTEN_OFF; \"reuseportctl enable\" provides it by BPF, "
-             "or boot a kernel built with the patches";
+      return "this kernel lacks SO_REUSEPORT_LISTEN_OFF; \"reuseportctl enable\" provides it by "
+             "BPF, or boot a kernel built with the patches";
     case Support::number_taken:
       return "option number 0x5250 belongs to something else on this kernel; do not use it";
     case Support::blocked:

@@ -1,18 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * libreuseport: retire SO_REUSEPORT listeners without losing connections. For C and for whatever can
- * call C; reuseport.hpp is the same for C++. See libreuseport(3).
+ * libreuseport: retire SO_REUSEPORT listeners without losing connections. For C and for whatever
+ * can call C; reuseport.hpp is the same for C++. See libreuseport(3).
  *
  * Results: 0 or more is success, below is a negative errno; errno itself is left alone. No function
  * blocks. Strings are static. Nothing is thrown, no thread is started, no signal is sent.
  *
- * Threads: a drain is used by one thread at a time, callbacks are called in that thread, and accepting
- * may go on in others. Every other function may be called from any thread.
+ * Threads: a drain is used by one thread at a time, callbacks are called in that thread, and
+ * accepting may go on in others. Every other function may be called from any thread.
  *
  * Structs that may grow carry their size, set by the caller with sizeof. As with openat2(2): a
- * smaller one, of an older header, is taken, and what it lacks is 0; a larger one, of a newer header,
- * is taken if what this library does not know is 0, and refused with -E2BIG otherwise. In a struct
- * that is filled in, what this library does not know is set to 0.
+ * smaller one, of an older header, is taken, and what it lacks is 0; a larger one, of a newer
+ * header, is taken if what this library does not know is 0, and refused with -E2BIG otherwise. In a
+ * struct that is filled in, what this library does not know is set to 0.
  */
 #ifndef REUSEPORT_REUSEPORT_H
 #define REUSEPORT_REUSEPORT_H
@@ -72,16 +72,16 @@ REUSEPORT_API const char* reuseport_hint(int error);
  *   new, add ..., start, step ... until REUSEPORT_DONE, get_report, free
  *
  * Every listener goes to STANDBY and stays there until it is closed: beside an ON member, the
- * newcomer, it gets nothing new, and should the newcomer die it serves again. It is closed when it is
- * drained (reuseport_drained()). A drain that is undone, freed before its end, or left by the
+ * newcomer, it gets nothing new, and should the newcomer die it serves again. It is closed when it
+ * is drained (reuseport_drained()). A drain that is undone, freed before its end, or left by the
  * newcomer gives every listener that is still open the mode it had.
  */
 struct reuseport_drain;
 
 /* How much a drain may fall back where the option is not to be had. */
 enum reuseport_policy {
-  REUSEPORT_PREFER = 0,     /* the option, else net.ipv4.tcp_migrate_req if on, else sweep and close */
-  REUSEPORT_REQUIRE = 1,    /* the option, or start fails */
+  REUSEPORT_PREFER = 0,  /* the option, else net.ipv4.tcp_migrate_req if on, else sweep and close */
+  REUSEPORT_REQUIRE = 1, /* the option, or start fails */
   REUSEPORT_CLOSE_ONLY = 2, /* plain close(2), the baseline others are compared with */
 };
 
@@ -100,8 +100,8 @@ enum reuseport_at_deadline {
 };
 
 /*
- * The caller cannot accept, because the sockets are copies of another process' (pidfd_getfd(2)): step
- * never asks for it, and there is no fallback: the policy is REUSEPORT_REQUIRE.
+ * The caller cannot accept, because the sockets are copies of another process' (pidfd_getfd(2)):
+ * step never asks for it, and there is no fallback: the policy is REUSEPORT_REQUIRE.
  */
 #define REUSEPORT_DRAIN_NO_ACCEPT 1U
 
@@ -116,8 +116,8 @@ struct reuseport_drain_options {
   uint32_t at_deadline; /* enum reuseport_at_deadline */
   uint32_t flags;       /* REUSEPORT_DRAIN_* */
   /*
-   * From start on; 0: 30 s; 1: at once. It should outlast the SYN-ACK retries of clients that mean to
-   * come: 63 s with net.ipv4.tcp_synack_retries=5, while most handshakes take one round trip.
+   * From start on; 0: 30 s; 1: at once. It should outlast the SYN-ACK retries of clients that mean
+   * to come: 63 s with net.ipv4.tcp_synack_retries=5, while most handshakes take one round trip.
    */
   int64_t timeout_ns;
   int64_t poll_ns; /* the longest pause between two looks; 0: 20 ms. The first are shorter. */
@@ -126,18 +126,18 @@ struct reuseport_drain_options {
    * 1) or a negative errno. They must return: no exception, no longjmp.
    *
    * set_mode, get_info: in place of reuseport_set_mode(), reuseport_get_info(), for sockets whose
-   * option is provided elsewhere; give both or neither. -EBADF, -ENOTSOCK and -ESTALE of get_info say
-   * that the listener is gone: it counts by the last look before. -EAGAIN of set_mode is a passing
-   * obstacle: tried again until the deadline.
+   * option is provided elsewhere; give both or neither. -EBADF, -ENOTSOCK and -ESTALE of get_info
+   * say that the listener is gone: it counts by the last look before. -EAGAIN of set_mode is a
+   * passing obstacle: tried again until the deadline.
    */
   int (*set_mode)(int fd, int mode, void* user);
   int (*get_info)(int fd, struct reuseport_listen_info* info, void* user);
   /*
-   * Whether another process holds the socket too, for its mode is one and the same there: start fails
-   * with -EBUSY where one does. NULL: start looks through /proc/PID/fd once, about 50 us a process. A
-   * process this user must not look into counts as a holder if it is an ancestor (but for process 1)
-   * or of the same session; another user's other processes are passed over. Not asked where the
-   * listeners are only closed.
+   * Whether another process holds the socket too, for its mode is one and the same there: start
+   * fails with -EBUSY where one does. NULL: start looks through /proc/PID/fd once, about 50 us a
+   * process. A process this user must not look into counts as a holder if it is an ancestor (but
+   * for process 1) or of the same session; another user's other processes are passed over. Not
+   * asked where the listeners are only closed.
    */
   int (*is_shared)(int fd, void* user);
   /* In place of close(2), say to take the descriptor out of tables first. */
@@ -147,7 +147,8 @@ struct reuseport_drain_options {
 
 enum reuseport_action {
   REUSEPORT_DONE = 0,
-  REUSEPORT_ACCEPT_MORE = 1, /* accept (UDP: receive) on each of fds until EAGAIN, then step at once */
+  REUSEPORT_ACCEPT_MORE =
+      1,              /* accept (UDP: receive) on each of fds until EAGAIN, then step at once */
   REUSEPORT_WAIT = 2, /* serve; step when one of fds is readable, after wait_ns at the latest */
 };
 
@@ -163,10 +164,10 @@ struct reuseport_step {
 enum reuseport_outcome {
   REUSEPORT_NOT_STARTED = 0,
   REUSEPORT_RUNNING = 1,
-  REUSEPORT_DRAINED = 2,     /* nothing was left; and, but for an address that is left for good, an ON
-                                member of the group was seen after close() */
-  REUSEPORT_MIGRATED = 3,    /* closed; the kernel moved what was left to a member that stays */
-  REUSEPORT_UNCONFIRMED = 4, /* drained and closed, but no ON member was seen afterwards */
+  REUSEPORT_DRAINED = 2,  /* nothing was left; and, but for an address that is left for good, an ON
+                             member of the group was seen after close() */
+  REUSEPORT_MIGRATED = 3, /* closed; the kernel moved what was left to a member that stays */
+  REUSEPORT_UNCONFIRMED = 4,      /* drained and closed, but no ON member was seen afterwards */
   REUSEPORT_SWEPT_AND_CLOSED = 5, /* queue emptied, then closed; half-open requests were reset */
   REUSEPORT_CLOSED = 6,           /* closed with whatever it had */
   REUSEPORT_DEADLINE_HIT = 7,     /* time ran out; what was left is in the report */
@@ -233,19 +234,19 @@ REUSEPORT_API int reuseport_drain_new(const struct reuseport_drain_options* opti
 REUSEPORT_API int reuseport_drain_add(struct reuseport_drain* drain, int fd);
 /*
  * Switches all listeners or, on failure, none. A passing obstacle (EAGAIN, ENOMEM, ENOBUFS, EINTR,
- * the probe's EMFILE) is no failure and no reason to fall back: step tries again until the deadline,
- * then undoes the drain. -EBUSY: shared, or started before; -EADDRNOTAVAIL: see
- * enum reuseport_last_on; -EINVAL: nothing added; with REUSEPORT_REQUIRE why the option cannot be
- * used: -ENOPROTOOPT, -EPERM, -EPROTO, ...
+ * the probe's EMFILE) is no failure and no reason to fall back: step tries again until the
+ * deadline, then undoes the drain. -EBUSY: shared, or started before; -EADDRNOTAVAIL: see enum
+ * reuseport_last_on; -EINVAL: nothing added; with REUSEPORT_REQUIRE why the option cannot be used:
+ * -ENOPROTOOPT, -EPERM, -EPROTO, ...
  */
 REUSEPORT_API int reuseport_drain_start(struct reuseport_drain* drain);
-/* An enum reuseport_action, more of it in @step, whose fds are valid until the next call. After DONE
- * it stays DONE. -EINVAL: not started. */
+/* An enum reuseport_action, more of it in @step, whose fds are valid until the next call. After
+ * DONE it stays DONE. -EINVAL: not started. */
 REUSEPORT_API int reuseport_drain_step(struct reuseport_drain* drain, struct reuseport_step* step);
 /*
- * Gives the open listeners their modes back and ends the drain. -ESTALE: none is running; -ECANCELED:
- * done, but some were closed before; or the first error of setsockopt(2). After one that passes, such
- * as -EAGAIN, the drain still runs, and step or undo try again, for a second.
+ * Gives the open listeners their modes back and ends the drain. -ESTALE: none is running;
+ * -ECANCELED: done, but some were closed before; or the first error of setsockopt(2). After one
+ * that passes, such as -EAGAIN, the drain still runs, and step or undo try again, for a second.
  */
 REUSEPORT_API int reuseport_drain_undo(struct reuseport_drain* drain);
 REUSEPORT_API int reuseport_drain_get_report(const struct reuseport_drain* drain,

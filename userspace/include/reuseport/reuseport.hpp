@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// libreuseport for C++20: a thin layer over the C functions of reuseport.h, all of it in this header,
-// so that nothing but the C ABI crosses a library's border. Errors are values. See libreuseport(3).
+// libreuseport for C++20: a thin layer over the C functions of reuseport.h, all of it in this
+// header, so that nothing but the C ABI crosses a library's border. Errors are values. See
+// libreuseport(3).
 //
-// Threads: a Drain or EpollDrain is used by one thread at a time; accepting may go on in others. All
-// else may be called from any thread. Functions given as options are called in the thread that drives
-// the drain, and must not throw.
+// Threads: a Drain or EpollDrain is used by one thread at a time; accepting may go on in others.
+// All else may be called from any thread. Functions given as options are called in the thread that
+// drives the drain, and must not throw.
 #ifndef REUSEPORT_REUSEPORT_HPP
 #define REUSEPORT_REUSEPORT_HPP
 
@@ -167,8 +168,8 @@ struct Info : reuseport_listen_info {
   [[nodiscard]] bool drained() const noexcept { return reuseport_drained(this) == 1; }
 };
 
-/// getsockopt(SO_REUSEPORT_LISTEN_OFF). ENOPROTOOPT: the kernel lacks the option. EOPNOTSUPP: neither
-/// TCP, MPTCP nor UDP. EPROTO: the number belongs to something else on this kernel.
+/// getsockopt(SO_REUSEPORT_LISTEN_OFF). ENOPROTOOPT: the kernel lacks the option. EOPNOTSUPP:
+/// neither TCP, MPTCP nor UDP. EPROTO: the number belongs to something else on this kernel.
 [[nodiscard]] inline Expected<Info> get_info(int fd) {
   Info info{};
   if (const int result = reuseport_get_info(fd, &info); result < 0) {
@@ -177,8 +178,8 @@ struct Info : reuseport_listen_info {
   return info;
 }
 
-/// setsockopt(SO_REUSEPORT_LISTEN_OFF). Any process that holds the socket sees the change. Errors as
-/// get_info(), and EINVAL: no SO_REUSEPORT, or a TCP socket that is connected.
+/// setsockopt(SO_REUSEPORT_LISTEN_OFF). Any process that holds the socket sees the change. Errors
+/// as get_info(), and EINVAL: no SO_REUSEPORT, or a TCP socket that is connected.
 [[nodiscard]] inline Expected<void> set_mode(int fd, Mode mode) {
   if (const int result = reuseport_set_mode(fd, static_cast<int>(mode)); result < 0) {
     return Error{"setsockopt(SO_REUSEPORT_LISTEN_OFF)", -result, reuseport_hint(result)};
@@ -225,14 +226,15 @@ enum class Method : std::uint32_t {
 enum class Outcome : std::uint32_t {
   not_started = REUSEPORT_NOT_STARTED,
   running = REUSEPORT_RUNNING,
-  drained = REUSEPORT_DRAINED,          ///< nothing was left, and the others were seen after close()
-  migrated = REUSEPORT_MIGRATED,        ///< closed; the kernel moved what was left
-  unconfirmed = REUSEPORT_UNCONFIRMED,  ///< drained and closed, but no ON member was seen afterwards
+  drained = REUSEPORT_DRAINED,    ///< nothing was left, and the others were seen after close()
+  migrated = REUSEPORT_MIGRATED,  ///< closed; the kernel moved what was left
+  unconfirmed =
+      REUSEPORT_UNCONFIRMED,  ///< drained and closed, but no ON member was seen afterwards
   swept_and_closed = REUSEPORT_SWEPT_AND_CLOSED,  ///< half-open requests were reset
   closed = REUSEPORT_CLOSED,                      ///< closed with whatever it had
   deadline_hit = REUSEPORT_DEADLINE_HIT,          ///< time ran out with connections left
-  vanished = REUSEPORT_VANISHED,  ///< closed by somebody else before it was drained
-  undone = REUSEPORT_UNDONE,      ///< open, in the mode it had before
+  vanished = REUSEPORT_VANISHED,                  ///< closed by somebody else before it was drained
+  undone = REUSEPORT_UNDONE,                      ///< open, in the mode it had before
 };
 
 /// What the server must do before the next step().
@@ -256,8 +258,8 @@ struct DrainOptions {
   AtDeadline at_deadline = AtDeadline::close;
   /// The caller cannot accept: the sockets are copies of another process' (pidfd_getfd(2)).
   bool no_accept = false;
-  /// From start() on; milliseconds::max(): for ever; negative: EINVAL. It should outlast the SYN-ACK
-  /// retries of clients that mean to come: 63 s with net.ipv4.tcp_synack_retries=5.
+  /// From start() on; milliseconds::max(): for ever; negative: EINVAL. It should outlast the
+  /// SYN-ACK retries of clients that mean to come: 63 s with net.ipv4.tcp_synack_retries=5.
   std::chrono::milliseconds timeout{30'000};
   /// The longest pause between two looks; the first are shorter.
   std::chrono::milliseconds poll_interval{20};
@@ -266,8 +268,8 @@ struct DrainOptions {
   std::function<Expected<bool>(int fd)> is_shared = {};
   /// Closes a listener, say after taking it out of tables. Empty: ~Fd().
   std::function<void(Fd listener)> close = {};
-  /// In place of reuseport::set_mode() and get_info(): both or neither. EBADF, ENOTSOCK and ESTALE say
-  /// that the listener is gone.
+  /// In place of reuseport::set_mode() and get_info(): both or neither. EBADF, ENOTSOCK and ESTALE
+  /// say that the listener is gone.
   std::function<Expected<void>(int fd, Mode mode)> set_mode = {};
   std::function<Expected<Info>(int fd)> get_info = {};
 };
@@ -302,9 +304,10 @@ struct Report {
   Outcome outcome = Outcome::not_started;  ///< the worst of all listeners, at the end
   Method method = Method::none;            ///< the weakest of all listeners
   Support support = Support::error;        ///< is the option there?
-  std::optional<Error> error;  ///< why it did not start or was undone, or why no better method was used
-  Left left;                   ///< all listeners together
-  bool timed_out = false;      ///< the deadline passed first
+  std::optional<Error>
+      error;               ///< why it did not start or was undone, or why no better method was used
+  Left left;               ///< all listeners together
+  bool timed_out = false;  ///< the deadline passed first
   std::vector<ListenerReport> listeners;
   Clock::duration took{};
 
@@ -322,12 +325,13 @@ struct Report {
 ///     for (Fd& listener : listeners)
 ///       if (auto added = drain.add(std::move(listener)); !added) ...   // still in `listener`
 ///     if (auto ok = drain.start(); !ok) listeners = drain.take_back();  // nothing has changed
-///     for (auto step = drain.step(); step.action != Action::done; step = drain.step()) serve(step);
-///     log(drain.report());
+///     for (auto step = drain.step(); step.action != Action::done; step = drain.step())
+///     serve(step); log(drain.report());
 ///
 /// Every listener goes to STANDBY and stays there until it is drained, and is closed then. A drain
 /// owns what it was given; one that is destroyed before its end gives every mode back, then closes
-/// what take_back() did not take. A drain that was moved from answers EINVAL, `done`, `not_started`.
+/// what take_back() did not take. A drain that was moved from answers EINVAL, `done`,
+/// `not_started`.
 class Drain {
  public:
   explicit Drain(DrainOptions options = {}) : state_(std::make_unique<State>(std::move(options))) {}
@@ -337,19 +341,20 @@ class Drain {
   Drain& operator=(const Drain&) = delete;
   ~Drain() = default;
 
-  /// Takes a listening TCP or MPTCP socket or a bound UDP socket, non-blocking, with SO_REUSEPORT. On
-  /// failure @p listener keeps it. EBADF, ENOTSOCK, EINVAL: no such socket, or options that are none;
-  /// EBUSY: the drain has started.
+  /// Takes a listening TCP or MPTCP socket or a bound UDP socket, non-blocking, with SO_REUSEPORT.
+  /// On failure @p listener keeps it. EBADF, ENOTSOCK, EINVAL: no such socket, or options that are
+  /// none; EBUSY: the drain has started.
   [[nodiscard]] Expected<void> add(Fd&& listener) {
-    auto added = call([&](reuseport_drain* drain) { return reuseport_drain_add(drain, listener.get()); });
+    auto added =
+        call([&](reuseport_drain* drain) { return reuseport_drain_add(drain, listener.get()); });
     if (added) {
       (void)listener.release();
     }
     return added;
   }
 
-  /// Switches all listeners or, on failure, none. EBUSY: shared, or started before; EADDRNOTAVAIL: see
-  /// LastOn; EINVAL: nothing added; with Policy::require why the option cannot be used.
+  /// Switches all listeners or, on failure, none. EBUSY: shared, or started before; EADDRNOTAVAIL:
+  /// see LastOn; EINVAL: nothing added; with Policy::require why the option cannot be used.
   [[nodiscard]] Expected<void> start() { return call(reuseport_drain_start); }
 
   /// The next thing to do. After done it stays done. Never blocks.
@@ -367,8 +372,8 @@ class Drain {
   /// running. ECANCELED: done, but some were closed before. Or the first error of setsockopt(2).
   [[nodiscard]] Expected<void> undo() { return call(reuseport_drain_undo); }
 
-  /// The listeners that are open, for a caller that goes on serving: after a start() that failed, an
-  /// undo(), a deadline that left them. A drain that is running is undone.
+  /// The listeners that are open, for a caller that goes on serving: after a start() that failed,
+  /// an undo(), a deadline that left them. A drain that is running is undone.
   [[nodiscard]] std::vector<Fd> take_back() {
     std::vector<Fd> listeners;
     if (state_) {
@@ -526,9 +531,9 @@ class Drain {
   std::unique_ptr<State> state_;
 };
 
-/// Drives a drain to its end in an accept loop of one's own: calls @p accept with each listener that
-/// has something to take, which may take one connection or all, and sleeps in ppoll(2) otherwise.
-/// Starts the drain; the result is the report, or why it did not start.
+/// Drives a drain to its end in an accept loop of one's own: calls @p accept with each listener
+/// that has something to take, which may take one connection or all, and sleeps in ppoll(2)
+/// otherwise. Starts the drain; the result is the report, or why it did not start.
 template <typename Accept>
 [[nodiscard]] Expected<Report> run(Drain& drain, Accept accept) {
   if (auto started = drain.start(); !started) {
@@ -552,9 +557,9 @@ template <typename Accept>
       return ::ppoll(waits.data(), count, &time, nullptr);
     };
     // POLLERR or POLLHUP alone: nothing to accept, so do not spin on it.
-    if (sleep(waits.size()) != 0 && std::none_of(waits.begin(), waits.end(), [](const pollfd& wait) {
-          return (wait.revents & POLLIN) != 0;
-        })) {
+    if (sleep(waits.size()) != 0 &&
+        std::none_of(waits.begin(), waits.end(),
+                     [](const pollfd& wait) { return (wait.revents & POLLIN) != 0; })) {
       (void)sleep(0);
     }
   }
@@ -568,14 +573,16 @@ template <typename Accept>
 ///     epoll_ctl(loop, EPOLL_CTL_ADD, drain->fd(), &event);         // EPOLLIN, level-triggered
 ///     ... on that event:  if (drain->dispatch() == Action::done) log(drain->report());
 ///
-/// The loop may keep its own registrations of the listeners; a listener that the drain closes leaves
-/// every epoll set by itself unless a copy of it stays open (epoll(7)).
+/// The loop may keep its own registrations of the listeners; a listener that the drain closes
+/// leaves every epoll set by itself unless a copy of it stays open (epoll(7)).
 class EpollDrain {
  public:
-  /// Starts @p drain. @p accept is called from dispatch() with a listener that has something to take;
-  /// it may take one connection or all. Errors: as Drain::start(), and those of epoll_create1(2),
-  /// timerfd_create(2), epoll_ctl(2); then nothing is switched, and @p drain is as it was.
-  [[nodiscard]] static Expected<EpollDrain> start(Drain&& drain, std::function<void(int fd)> accept) {
+  /// Starts @p drain. @p accept is called from dispatch() with a listener that has something to
+  /// take; it may take one connection or all. Errors: as Drain::start(), and those of
+  /// epoll_create1(2), timerfd_create(2), epoll_ctl(2); then nothing is switched, and @p drain is
+  /// as it was.
+  [[nodiscard]] static Expected<EpollDrain> start(Drain&& drain,
+                                                  std::function<void(int fd)> accept) {
     Fd epoll(::epoll_create1(EPOLL_CLOEXEC));
     Fd timer(::timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC));
     if (!epoll || !timer) {
@@ -601,8 +608,8 @@ class EpollDrain {
   /// The descriptor to watch for reading. Owned by this object.
   [[nodiscard]] int fd() const noexcept { return epoll_.get(); }
 
-  /// Does what is due and arms the next wake-up. Never blocks. accept_more: the queue was longer than
-  /// one round; the descriptor stays readable, so other events get their turn.
+  /// Does what is due and arms the next wake-up. Never blocks. accept_more: the queue was longer
+  /// than one round; the descriptor stays readable, so other events get their turn.
   [[nodiscard]] Action dispatch() {
     Step next = drain_.step();
     if (next.action == Action::accept_more) {

@@ -48,7 +48,8 @@ static int drain_it(int fd) {
   fprintf(stderr, "%s by %s in %lld ns\n", reuseport_outcome_name(report.outcome),
           reuseport_method_name(report.method), (long long)report.took_ns);
   reuseport_drain_free(drain);
-  return report.outcome == REUSEPORT_DRAINED || report.outcome == REUSEPORT_SWEPT_AND_CLOSED ? 0 : 1;
+  return report.outcome == REUSEPORT_DRAINED || report.outcome == REUSEPORT_SWEPT_AND_CLOSED ? 0
+                                                                                             : 1;
 }
 
 int main(void) {
@@ -63,8 +64,7 @@ int main(void) {
     fprintf(stderr, "probe %d (%s), info %d\n", support, why ? why : "", got);
     return 1;
   }
-  if (got != 0 &&
-      (got != -ENOPROTOOPT || reuseport_set_mode(fd, REUSEPORT_LISTEN_OFF) != got)) {
+  if (got != 0 && (got != -ENOPROTOOPT || reuseport_set_mode(fd, REUSEPORT_LISTEN_OFF) != got)) {
     return 1;
   }
   puts(reuseport_support_name((uint32_t)support));

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// Drains in any order of calls and events. The option is played by a table, the listeners are real, in
-// a network namespace of this process. The first byte chooses the options, every other is one call or
-// one event, by its letter:
+// Drains in any order of calls and events. The option is played by a table, the listeners are real,
+// in a network namespace of this process. The first byte chooses the options, every other is one
+// call or one event, by its letter:
 //
 //   a add   s start   t step   u undo          h half-open   q queued   d nothing left   c cookies
-//   n newcomer leaves   N newcomer comes       e, E set_mode fails, for now or for good   o works again
-//   g look fails   v listener vanishes         x listener closed by somebody else   k shut down
+//   n newcomer leaves   N newcomer comes       e, E set_mode fails, for now or for good   o works
+//   again g look fails   v listener vanishes         x listener closed by somebody else   k shut
+//   down
 //
 // Aborts where a report claims more than the table and the sockets can have shown.
 #include <net/if.h>
@@ -49,7 +50,8 @@ struct World {
 
   Old* find(int fd) {
     // The youngest: a number may be used again.
-    const auto old = std::find_if(olds.rbegin(), olds.rend(), [fd](const Old& o) { return o.fd == fd; });
+    const auto old =
+        std::find_if(olds.rbegin(), olds.rend(), [fd](const Old& o) { return o.fd == fd; });
     return old == olds.rend() ? nullptr : &*old;
   }
 };
@@ -124,8 +126,8 @@ void check(reuseport_drain* drain, const World& world, bool started) {
   require(started || (outcome == REUSEPORT_NOT_STARTED && report.lossless == 0), "never started");
   require((report.lossless == 1) == (outcome == REUSEPORT_DRAINED || outcome == REUSEPORT_MIGRATED),
           "lossless and outcome differ");
-  require(outcome != REUSEPORT_DRAINED ||
-              std::all_of(world.olds.begin(), world.olds.end(), [](const Old& o) { return o.drained; }),
+  require(outcome != REUSEPORT_DRAINED || std::all_of(world.olds.begin(), world.olds.end(),
+                                                      [](const Old& o) { return o.drained; }),
           "drained, but the last look said otherwise");
   require(outcome != REUSEPORT_DRAINED || report.method == REUSEPORT_METHOD_OPTION, "drained how?");
   for (std::size_t i = 0; outcome == REUSEPORT_UNDONE && i < world.olds.size(); ++i) {

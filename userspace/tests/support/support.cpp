@@ -68,6 +68,9 @@ void NetNsTest::SetUp() {
   ASSERT_TRUE(new_net_ns()) << "unshare(CLONE_NEWNET): " << std::strerror(errno)
                             << "; run as root or allow user namespaces";
   ASSERT_TRUE(set_lo(true)) << "lo up: " << std::strerror(errno);
+  // By BPF the option is one of a network namespace.
+  const char* enable = std::getenv("REUSEPORT_ENABLE");
+  ASSERT_TRUE(enable == nullptr || std::system(enable) == 0) << enable;  // NOLINT(cert-env33-c)
 }
 
 const sockaddr* Address::get() const {

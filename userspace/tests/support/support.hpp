@@ -21,14 +21,14 @@ namespace reuseport::test {
 
 /// REUSEPORT_EXPECT: "supported", "supported_by_bpf" or "not_in_kernel"; not_in_kernel when it is
 /// unset. Tests assert this answer, so a kernel that is not the one expected fails instead of being
-/// passed over. Those of the option itself have a name that begins with Option: tests/run leaves them
-/// out where it is not to be had.
+/// passed over. Those of the option itself have a name that begins with Option: tests/run leaves
+/// them out where it is not to be had.
 [[nodiscard]] std::string expected_support();
 /// By the kernel or by BPF.
 [[nodiscard]] bool expect_supported();
 
 /// A fixture whose tests each run in a new network namespace with lo up. Needs root, or user
-/// namespaces. Call SKIP_UNLESS_SUPPORTED() in tests of the option itself.
+/// namespaces. $REUSEPORT_ENABLE, where set, is run in it (sh -c) and must provide the option.
 class NetNsTest : public ::testing::Test {
  protected:
   void SetUp() override;
