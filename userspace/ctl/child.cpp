@@ -142,6 +142,16 @@ void Children::reap() {
   }
 }
 
+void end_group(const Child& child, Children& children, Waiter& waiter) {
+  constexpr auto pause = std::chrono::milliseconds(20);
+  constexpr auto grace = std::chrono::milliseconds(1000);  // for the kernel to end what was killed
+  child.signal_group(SIGKILL);
+  for (const auto until = after(grace); child.running() && Clock::now() < until;) {
+    static_cast<void>(waiter.wait(pause));
+    children.reap();
+  }
+}
+
 std::vector<std::string> shell(const std::string& command) {
   return {"/bin/sh", "-c", command};
 }

@@ -14,7 +14,8 @@
 #include <vector>
 
 #include "failure.hpp"
-#include "host/process.hpp"
+#include "select.hpp"
+#include "wait.hpp"
 
 namespace reuseport::ctl {
 
@@ -23,7 +24,7 @@ namespace reuseport::ctl {
 class Child {
  public:
   [[nodiscard]] pid_t pid() const { return state_->process.pid(); }
-  [[nodiscard]] const Process& process() const { return state_->process; }
+  [[nodiscard]] ProcessPtr process() const { return {state_, &state_->process}; }
   /// Not yet reaped, that is.
   [[nodiscard]] bool running() const { return !state_->status; }
 
@@ -68,6 +69,9 @@ class Children {
  private:
   std::map<pid_t, std::weak_ptr<Child::State>> known_;
 };
+
+/// Kills @p child with its process group, and waits a moment for its end.
+void end_group(const Child& child, Children& children, Waiter& waiter);
 
 /// Programs that are run on the way, by /bin/sh.
 [[nodiscard]] std::vector<std::string> shell(const std::string& command);

@@ -2,484 +2,699 @@
 #include "drain.hpp"
 
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <algorithm>
-#include <array>
 #include <cerrno>
 #include <csignal>
 #include <iterator>
-#include <map>
+#include <memory>
+#include <set>
+#include <utility>
 
-#include "host/steer.hpp"
-#include "mode.hpp"
+#include "connections.hpp"
+#include "core_drain.hpp"
+#include "newcomer.hpp"
 #include "probe.hpp"
-#include "reuseport/probe.hpp"
+#include "provider.hpp"
+#include "sharing.hpp"
 
 namespace reuseport::ctl {
 
 using namespace std::chrono_literals;
-using nlohmann::json;
 
 namespace {
 
-constexpr auto poll_first = 2ms;
+constexpr auto obstacle_pause = 50ms;  // between two looks at something that may pass
+constexpr int fleeting_looks = 10;     // how often what should pass at once is looked at
+constexpr auto refresh_every = 200ms;  // newcomers that join during a drain
+constexpr auto poll_first = 5ms;
 constexpr auto poll_most = 20ms;
+constexpr auto count_every = 100ms;  // between two counts of connections, or four times its cost
+constexpr auto close_grace = 500ms;  // for a server to close its listeners, without --wait
 
-/// The listeners of an option drain and the modes to give back.
-class Modes {
+/// Why a drain cannot begin now.
+struct Obstacle {
+  Failure failure;
+  enum class Lasts : std::uint8_t { for_good, to_the_deadline, a_moment } lasts;
+};
+using Lasts = Obstacle::Lasts;
+
+class Drain {
  public:
-  explicit Modes(std::vector<Target>& targets) : targets_(targets) {}
+  Drain(const DrainOptions& options, ProcessPtr server, const Surroundings& around)
+      : options_(options), server_(std::move(server)), around_(around) {
+    selection_ = options.selection;
+    selection_.pid = server_->pid();
+  }
 
-  Done read() {
-    for (const Target& t : targets_) {
-      const auto info = get_info(t.fd.get());
-      if (!info) {
-        return failed(info.error(), t.str());
+  Outcome<DrainResult> run() {
+    auto ok = choose_and_check();
+    if (ok && !options_.dry_run) {
+      if (!core_) {
+        for (Target& t : targets_) {
+          t.fd.reset();  // ours would keep them open with nobody to accept
+        }
       }
-      before_.push_back(Mode{info->mode});
+      ok = core_ ? run_core() : Done{};
+      ok = ok ? leave() : ok;
+      ok = ok ? signal_and_wait() : ok;
     }
-    return {};
-  }
-  /// All that are still open; on error all get back what they had.
-  Done set(Mode mode) {
-    for (const Target& t : targets_) {
-      if (!t.fd) {
-        continue;
-      }
-      if (const auto ok = reuseport::set_mode(t.fd.get(), mode); !ok) {
-        Failure failure(ok.error(), t.str());
-        restore();
-        return failed(failure);
-      }
+    around_.out.end_progress();
+    result_.took = since(start_);
+    if (!ok) {
+      return tl::unexpected(ok.error());
     }
-    return {};
+    return result_;
   }
-  void restore() {
-    for (std::size_t i = 0; i < targets_.size(); i++) {
-      if (targets_[i].fd) {
-        static_cast<void>(reuseport::set_mode(targets_[i].fd.get(), before_[i]));
-      }
-    }
-  }
-  [[nodiscard]] Mode before(std::size_t i) const { return before_[i]; }
 
  private:
-  std::vector<Target>& targets_;
-  std::vector<Mode> before_;
-};
+  // --- choose the targets, check ---
 
-struct Look {
-  bool all_drained = true;   // every one that is open: OFF, SETTLED, 0, 0
-  bool all_empty = true;     // SETTLED, 0, 0 in whatever mode
-  bool newcomers_on = true;  // each group has an ON member that is none of ours
-  bool any_open = false;
-  std::string without;  // the address that has none
-};
-
-/// Asks every listener for its counts. One that its server has closed is let go of at once, for our
-/// duplicate would keep its port open with nobody to accept.
-Outcome<Look> look_at(std::vector<Target>& targets, const Modes& modes, DrainResult& result) {
-  Look seen;
-  result.listeners.resize(targets.size());
-  result.handshakes = result.queued = 0;
-  for (std::size_t i = 0; i < targets.size(); i++) {
-    Target& t = targets[i];
-    Drained& d = result.listeners[i];
-    if (d.what.empty()) {
-      d.what = t.str();
-      d.address = t.socket.local.str();
-      d.inode = t.socket.inode;
-      d.before = modes.before(i);
-    }
-    if (t.fd && !t.still_held()) {
-      d.closed = true;
-      t.fd.reset();
-    }
-    if (t.fd) {
-      const auto info = get_info(t.fd.get());
-      if (!info) {
-        return failed(info.error(), t.str());
+  /// Until nothing stands in the way, or what does will not pass in time. Nothing is held
+  /// meanwhile.
+  Done choose_and_check() {
+    for (int fleeting = 0;;) {
+      auto obstacle = try_to_begin();
+      if (!obstacle) {
+        return {};
       }
-      d.mode = Mode{info->mode};
-      d.handshakes = info->handshakes;
-      d.queued = info->queued;
-      seen.any_open = true;
-      seen.all_drained = seen.all_drained && info->drained();
-      seen.all_empty =
-          seen.all_empty && info->settled() && info->handshakes == 0 && info->queued == 0;
-      if (info->group_on == 0) {
-        seen.newcomers_on = false;
-        seen.without = d.address;
+      core_.reset();
+      provider_.reset();
+      targets_.clear();
+      fleeting += obstacle->lasts == Lasts::a_moment ? 1 : 0;
+      if (obstacle->lasts == Lasts::for_good || fleeting > fleeting_looks ||
+          Clock::now() >= deadline_) {
+        return failed(std::move(obstacle->failure));
+      }
+      around_.out.progress("waiting: " + obstacle->failure.message);
+      if (!wait(obstacle_pause)) {
+        return failed(around_.waiter.why());
       }
     }
-    result.handshakes += d.handshakes;
-    result.queued += d.queued;
   }
-  return seen;
-}
 
-/// Without counts, by address: does every target have a listener beside it?
-Done refuse_without_others(const View& view, const std::vector<Target>& targets) {
-  for (const Target& t : targets) {
-    if (others_at(t.socket, view, targets).empty()) {
-      Failure failure(Exit::last_on,
-                      fmt::format("{} {} would be left without a listener",
-                                  to_string(t.socket.protocol), t.socket.local.str()),
-                      "start the newcomer first, name the port with --port, or --allow-last");
-      failure.detail = {{"address", t.socket.local.str()}};
-      return failed(failure);
+  std::optional<Obstacle> try_to_begin() {
+    auto view = look(selection_, server_);
+    if (!view) {
+      const bool passes = view.error().errnum == EAGAIN;
+      return Obstacle{view.error(), passes ? Lasts::to_the_deadline : Lasts::for_good};
+    }
+    view_ = std::move(*view);
+    Processes processes;
+    processes.add(server_);
+    auto targets = take_selected(selection_, view_, processes);
+    if (!targets) {
+      const int err = targets.error().errnum;
+      const bool passes = err == ESTALE || err == EBADF || err == ESRCH;
+      return Obstacle{targets.error(), passes ? Lasts::a_moment : Lasts::for_good};
+    }
+    targets_ = std::move(*targets);
+    tell_strangers();
+    std::vector<std::uint64_t> inodes;
+    for (const Target& t : targets_) {
+      inodes.push_back(t.socket.inode);
+    }
+    if (const auto other = other_run(inodes, view_.holders)) {
+      return taken_by(*other);
+    }
+    if (!options_.allow_shared) {
+      if (auto ok = refuse_shared(targets_, view_, processes); !ok) {
+        return Obstacle{ok.error(), Lasts::a_moment};  // a child that is about to exec, say
+      }
+    }
+    if (auto obstacle = find_newcomers(processes)) {
+      return obstacle;
+    }
+    if (auto ok = choose(); !ok) {
+      return Obstacle{ok.error(), Lasts::for_good};
+    }
+    if (auto ok = ask_ready(); !ok) {
+      return Obstacle{ok.error(), Lasts::for_good};
+    }
+    preview();
+    if (!provider_ || options_.dry_run) {
+      return std::nullopt;
+    }
+    if (auto obstacle = provider_->by_bpf() ? other_by_bpf() : std::nullopt) {
+      return obstacle;
+    }
+    return start_core();
+  }
+
+  [[nodiscard]] Obstacle taken_by(pid_t other) const {
+    return {Failure(Exit::deadline,
+                    fmt::format("process {} (reuseportctl) is at {} already", other,
+                                targets_.front().str()),
+                    "wait for its end"),
+            Lasts::to_the_deadline};
+  }
+
+  /// By BPF each drain knows only the modes it set itself, so that two at one port would choose
+  /// each other's old listeners. Both hold theirs by now, so at least one sees the other; the older
+  /// goes first.
+  [[nodiscard]] std::optional<Obstacle> other_by_bpf() const {
+    std::set<std::pair<Protocol, std::uint16_t>> at;
+    for (const Target& t : targets_) {
+      at.emplace(t.socket.protocol, t.socket.local.port);
+    }
+    std::vector<std::uint64_t> inodes;
+    for (const DiagSocket& s : view_.sockets) {
+      if (at.contains({s.protocol, s.local.port})) {
+        inodes.push_back(s.inode);
+      }
+    }
+    if (const auto other = other_run(inodes, view_.holders)) {
+      return taken_by(*other);
+    }
+    std::sort(inodes.begin(), inodes.end());
+    const auto now = find_holders(inodes);
+    const auto other = now ? other_run(inodes, *now) : std::nullopt;
+    return other && *other < ::getpid() ? std::optional(taken_by(*other)) : std::nullopt;
+  }
+
+  void tell_strangers() {
+    if (told_strangers_ || selection_.named()) {
+      return;
+    }
+    told_strangers_ = true;
+    for (const DiagSocket& s : view_.sockets) {
+      if (view_.in_tree(s.inode) && view_.of_stranger(s)) {
+        around_.out.note(
+            fmt::format("left alone: {} {} (socket {}), made by uid {} below process {}",
+                        to_string(s.protocol), s.local.str(), s.inode, s.uid, server_->pid()));
+      }
     }
   }
-  return {};
-}
 
-Done refuse_last(Method method, const View& view, const std::vector<Target>& targets) {
-  return method == Method::option ? refuse_last_on(targets) : refuse_without_others(view, targets);
-}
-
-Outcome<DrainResult> dry_run(DrainContext& context, Method method, const std::string& reason) {
-  DrainResult result;
-  result.method = method;
-  result.reason = reason;
-  for (const Target& t : context.targets) {
-    Drained d{t.str(), t.socket.local.str(), t.socket.inode, {}, {}, 0, t.socket.queued, false};
-    if (const auto info = get_info(t.fd.get())) {
-      d.before = d.mode = Mode{info->mode};
-      d.handshakes = info->handshakes;
+  std::optional<Obstacle> find_newcomers(Processes& processes) {
+    const Newcomers newcomers(view_, targets_, processes);
+    covers_.clear();
+    newcomer_ = 0;
+    for (const Target& t : targets_) {
+      const Successor successor = newcomers.of(t);
+      if (successor.cover == Cover::none && !options_.allow_last) {
+        const bool comes = options_.await_newcomer && t.reuseport;
+        return Obstacle{nobody_takes_over(t, successor),
+                        comes ? Lasts::to_the_deadline : Lasts::for_good};
+      }
+      covers_.push_back(successor.cover);
+      if (successor.who != nullptr && newcomer_ == 0) {
+        const auto& who = view_.holders.of(successor.who->inode);
+        newcomer_ = who.empty() ? 0 : who.front().pid;
+      }
     }
-    result.handshakes += d.handshakes;
-    result.queued += d.queued;
-    result.listeners.push_back(d);
+    return std::nullopt;
   }
-  return result;
-}
 
-/// migrate and close: there is no way to close the descriptors of another process, so its own
-/// shutdown does.
-Outcome<DrainResult> drain_by_signal(DrainContext& context, Method method,
-                                     const std::string& reason) {
-  if (!context.options.signal) {
-    Failure failure(context.options.method == Method::automatic ? Exit::unsupported : Exit::usage,
-                    fmt::format("method {} means the server's own shutdown: say which signal asks "
-                                "for it with --signal",
-                                to_string(method)),
-                    reason);
-    return failed(failure);
+  Done choose() {
+    result_.reason.clear();
+    if (options_.method == Method::close) {
+      result_.method = migrates_requests() ? Method::migrate : Method::close;
+    } else if (options_.dry_run) {
+      auto method = choose_method(options_, result_.reason);
+      if (!method) {
+        return tl::unexpected(method.error());
+      }
+      result_.method = *method;
+    } else if (auto provider = Provider::find()) {
+      provider_ = std::make_unique<Provider>(std::move(*provider));
+      result_.method = provider_->by_bpf() ? Method::option_bpf : Method::option;
+    } else {
+      return fall_back(provider.error());
+    }
+    return needs_signal();
   }
-  auto result = dry_run(context, method, reason);
-  for (Target& t : context.targets) {
-    t.fd.reset();  // before the signal: ours would keep them open
+
+  Done fall_back(const Failure& why) {
+    if (options_.method == Method::option || options_.require) {
+      return failed(why);
+    }
+    provider_.reset();
+    result_.reason = why.line();
+    result_.method = migrates_requests() ? Method::migrate : Method::close;
+    return needs_signal();
   }
-  if (auto ok = finish(context, *result); !ok) {
-    return tl::unexpected(ok.error());
+
+  /// migrate and close: there is no way to close the descriptors of another process, so its own
+  /// shutdown does.
+  Done needs_signal() {
+    if (drains(result_.method) || options_.signal) {
+      return {};
+    }
+    return failed(Failure(options_.method == Method::automatic ? Exit::unsupported : Exit::usage,
+                          fmt::format("method {} means the server's own shutdown: say which signal "
+                                      "asks for it with --signal",
+                                      to_string(result_.method)),
+                          result_.reason));
   }
-  result->took = since(context.start);
-  return result;
+
+  Done ask_ready() {
+    if (options_.ready.empty() || ready_ || options_.dry_run) {
+      return {};
+    }
+    for (auto& t : targets_) {
+      t.fd.reset();  // hold nothing while somebody else's program runs
+    }
+    Children::Environment env = {{"REUSEPORT_OLD_PID", std::to_string(server_->pid())}};
+    if (newcomer_ != 0) {
+      env.emplace_back("REUSEPORT_PID", std::to_string(newcomer_));
+    }
+    for (;;) {
+      const auto said = run_shell(options_.ready, env);
+      if (!said) {
+        return tl::unexpected(said.error());
+      }
+      if (*said == 0) {
+        ready_ = true;
+        break;
+      }
+      if (Clock::now() >= deadline_) {
+        return failed(Failure(Exit::deadline, "--ready says no", "nothing was changed"));
+      }
+      if (!wait(obstacle_pause)) {
+        return failed(around_.waiter.why());
+      }
+    }
+    return take_again();
+  }
+
+  Done take_again() {
+    Processes processes;
+    processes.add(server_);
+    for (Target& t : targets_) {
+      auto again = take(t.socket, view_, processes);
+      if (!again) {
+        return tl::unexpected(again.error());
+      }
+      t = std::move(*again);
+    }
+    return {};
+  }
+
+  std::optional<Obstacle> start_core() {
+    core_ = std::make_unique<CoreDrain>(targets_, covers_, *provider_);
+    const auto ok = core_->start(deadline_);
+    if (ok) {
+      return std::nullopt;
+    }
+    core_.reset();
+    Failure failure = ok.error();
+    if (failure.errnum == EADDRNOTAVAIL) {
+      failure.exit = Exit::last_on;
+      return Obstacle{failure, options_.await_newcomer ? Lasts::to_the_deadline : Lasts::for_good};
+    }
+    if (failure.errnum == EAGAIN || failure.errnum == EINTR) {
+      return Obstacle{failure, Lasts::to_the_deadline};
+    }
+    if (failure.errnum == EBADF || failure.errnum == ESTALE) {
+      return Obstacle{failure, Lasts::a_moment};  // closed since the look
+    }
+    if (failure.errnum == EBUSY || failure.exit == Exit::unsupported ||
+        failure.exit == Exit::permission) {
+      if (auto fell = fall_back(failure); fell) {
+        return std::nullopt;
+      } else {
+        return Obstacle{fell.error(), Lasts::for_good};
+      }
+    }
+    return Obstacle{failure, Lasts::for_good};
+  }
+
+  void preview() {
+    result_.listeners.clear();
+    result_.handshakes = result_.queued = 0;
+    for (const Target& t : targets_) {
+      Drained d{t.str(), t.socket.local.str(), t.socket.inode, {}, {}, 0, t.socket.queued, false};
+      if (t.socket.info) {
+        d.before = d.mode = Mode{t.socket.info->mode};
+        d.handshakes = t.socket.info->handshakes;
+      }
+      result_.handshakes += d.handshakes;
+      result_.queued += d.queued;
+      result_.listeners.push_back(std::move(d));
+    }
+  }
+
+  // --- run the core's drain ---
+
+  Done run_core() {
+    for (auto pause = core_->step(); pause; pause = core_->step()) {
+      record();
+      around_.out.progress(fmt::format("draining ({}): {}, {:.1f} s", to_string(result_.method),
+                                       result_.left(),
+                                       static_cast<double>(since(start_).count()) / 1000.0));
+      refresh();
+      if (!wait(*pause)) {
+        return undone(around_.waiter.why());
+      }
+    }
+    static_cast<void>(core_->look());
+    record();
+    switch (core_->end()) {
+      case CoreDrain::End::drained: result_.drained = true; return {};
+      case CoreDrain::End::deadline: return at_deadline();
+      case CoreDrain::End::vanished: {
+        Failure failure(Exit::error, fmt::format("the server closed its listeners with {} left",
+                                                 result_.left()));
+        failure.detail = detail();
+        return undone(std::move(failure));
+      }
+      case CoreDrain::End::undone: break;
+    }
+    return undone(Failure(Exit::error, core_->why(), "the old server serves as before"));
+  }
+
+  void record() {
+    result_.handshakes = result_.queued = 0;
+    for (std::size_t i = 0; i < result_.listeners.size(); i++) {
+      const Seen& seen = core_->seen()[i];
+      Drained& d = result_.listeners[i];
+      d.before = static_cast<Mode>(seen.before);
+      d.mode = static_cast<Mode>(seen.info.mode);
+      d.handshakes = seen.info.handshakes;
+      d.queued = seen.info.queued;
+      d.closed = seen.closed;
+      result_.handshakes += d.handshakes;
+      result_.queued += d.queued;
+    }
+  }
+
+  /// Time is out with something left.
+  Done at_deadline() {
+    late_ = true;
+    result_.drained = false;
+    Failure failure(Exit::deadline, fmt::format("deadline hit with {} left", result_.left()));
+    if (options_.at_deadline == AtDeadline::restore && core_) {
+      core_->undo();
+      record();
+      failure.hint = "every listener has the mode it had before";
+    } else if (options_.at_deadline == AtDeadline::signal && options_.signal) {
+      return {};
+    } else if (result_.method == Method::option_bpf) {
+      failure.hint = "the old listeners get new connections again";
+    } else if (core_) {
+      failure.hint = "the old listeners are STANDBY: drain again, or switch them on";
+    }
+    failure.detail = detail();
+    return failed(std::move(failure));
+  }
+
+  Done undone(Failure failure) {
+    if (core_) {
+      core_->undo();
+    }
+    return failed(std::move(failure));
+  }
+
+  // --- leave: what comes between drained and the signal ---
+
+  Done leave() {
+    if (late_) {
+      return {};
+    }
+    if (!options_.before_signal.empty()) {
+      const auto said =
+          run_shell(options_.before_signal, {{"REUSEPORT_PID", std::to_string(server_->pid())}});
+      if (!said) {
+        return undone(said.error());
+      }
+      if (*said != 0) {
+        return undone(Failure(Clock::now() >= deadline_ ? Exit::deadline : Exit::error,
+                              fmt::format("--before-signal says {}: not signalled", *said),
+                              core_ ? "every listener has the mode it had before" : ""));
+      }
+    }
+    auto pause = std::chrono::milliseconds(poll_first);
+    auto next_count = Clock::now();
+    for (;;) {
+      const auto start = Clock::now();
+      if (options_.connections && start >= next_count && !server_->ended()) {
+        const auto count = connections_of(*server_, ports());
+        if (!count) {
+          return undone(count.error());
+        }
+        result_.connections = *count;
+        next_count = after(std::max<std::chrono::milliseconds>(since(start) * 4, count_every));
+      }
+      const bool few = !options_.connections || server_->ended() ||
+                       result_.connections.value_or(0) <= *options_.connections;
+      const bool drained = !core_ || core_->look();
+      if (core_) {
+        record();
+        if (!core_->deserted().empty() && !options_.allow_last) {
+          return undone(Failure(
+              Exit::error,
+              fmt::format("the newcomer is gone: {} has no other ON listener", core_->deserted()),
+              "the old server serves as before"));
+        }
+        if (const auto lost = closed_undrained(); lost) {
+          return undone(*lost);
+        }
+      }
+      if (few && drained) {
+        return {};
+      }
+      if (Clock::now() >= deadline_) {
+        return at_deadline();
+      }
+      around_.out.progress(fmt::format("drained, waiting ({}): {}, {:.1f} s",
+                                       to_string(result_.method), result_.left(),
+                                       static_cast<double>(since(start_).count()) / 1000.0));
+      refresh();
+      if (!wait(std::max(pause, since(start) * 2))) {
+        return undone(around_.waiter.why());
+      }
+      pause = std::min<std::chrono::milliseconds>(pause * 2, poll_most);
+    }
+  }
+
+  [[nodiscard]] std::set<std::uint16_t> ports() const {
+    std::set<std::uint16_t> out;
+    for (const Target& t : targets_) {
+      if (t.socket.protocol == Protocol::tcp) {
+        out.insert(t.socket.local.port);
+      }
+    }
+    return out;
+  }
+
+  [[nodiscard]] std::optional<Failure> closed_undrained() const {
+    for (const Seen& seen : core_->seen()) {
+      if (seen.closed && !seen.drained) {
+        Failure failure(Exit::error, fmt::format("the server closed its listeners with {} left",
+                                                 result_.left()));
+        failure.detail = detail();
+        return failure;
+      }
+    }
+    return std::nullopt;
+  }
+
+  // --- signal, wait ---
+
+  Done signal_and_wait() {
+    const bool ends_with_us = result_.method == Method::option_bpf;
+    if (!options_.signal && !ends_with_us) {
+      return {};  // drained, and STANDBY: whoever ends the server now loses nothing
+    }
+    for (Target& t : targets_) {
+      t.fd.reset();  // ours would keep them open with nobody to accept
+    }
+    if (options_.signal) {
+      const auto ok = server_->signal(*options_.signal);
+      if (!ok && ok.error().errnum != ESRCH) {
+        return undone_without_fds(ok.error());
+      }
+      result_.signalled = ok.has_value();
+    } else {
+      around_.out.note("drained; waiting for the server to close its listeners (no --signal)");
+    }
+    const auto until =
+        options_.wait || ends_with_us ? deadline_ : std::min(deadline_, after(close_grace));
+    std::chrono::milliseconds pause = poll_first;
+    bool closed = false;
+    for (;;) {
+      result_.ended = server_->ended();
+      closed = closed || std::none_of(targets_.begin(), targets_.end(),
+                                      [](const Target& t) { return t.still_held(); });
+      if ((closed || result_.ended) && (!options_.wait || result_.ended)) {
+        closed = true;
+        break;
+      }
+      if (Clock::now() >= until) {
+        break;
+      }
+      refresh();
+      if (!wait(pause)) {
+        return failed(Failure(Exit::error, options_.signal ? "stopped; the signal was sent already"
+                                                           : around_.waiter.why().message));
+      }
+      pause = std::min<std::chrono::milliseconds>(pause * 2, poll_most);
+    }
+    if (!closed && (options_.wait || ends_with_us)) {
+      return failed(not_ended());
+    }
+    if (late_) {
+      Failure failure(Exit::deadline, fmt::format("deadline hit with {} left", result_.left()),
+                      "the signal was sent all the same");
+      failure.detail = detail();
+      return failed(std::move(failure));
+    }
+    return closed ? see_others() : Done{};
+  }
+
+  [[nodiscard]] Failure not_ended() const {
+    const bool listens = !result_.ended && result_.method == Method::option_bpf;
+    Failure failure(Exit::deadline,
+                    result_.signalled
+                        ? fmt::format("process {} has not ended after {}", server_->pid(),
+                                      signal_name(*options_.signal))
+                        : std::string("drained, but the server has not closed its listeners"),
+                    listens           ? "where it still listens it gets new connections again"
+                    : result_.drained ? "its listeners are drained and get nothing new"
+                                      : "");
+    failure.detail = detail();
+    return failure;
+  }
+
+  Done undone_without_fds(const Error& error) {
+    if (core_) {
+      if (auto ok = take_again(); ok) {
+        core_->undo();
+      }
+    }
+    return failed(error);
+  }
+
+  /// Drained and closed in STANDBY loses nothing if those who took over stayed to the end.
+  Done see_others() {
+    if (!core_) {
+      return {};
+    }
+    Selection all = selection_;
+    all.pid.reset();
+    all.inode.reset();
+    const auto view = look(all);
+    if (!view) {
+      return tl::unexpected(view.error());
+    }
+    Processes processes;
+    const Newcomers newcomers(*view, targets_, processes);
+    for (std::size_t i = 0; i < targets_.size(); i++) {
+      if (covers_[i] == Cover::none) {
+        continue;  // meant to go
+      }
+      const Successor successor = newcomers.of(targets_[i]);
+      if (successor.cover == Cover::none) {
+        result_.drained = false;
+        Failure failure(
+            Exit::error,
+            fmt::format("{} is closed, and the newcomer is gone: what came at the end may "
+                        "be lost",
+                        targets_[i].socket.local.str()),
+            successor.why);
+        failure.detail = detail();
+        return failed(std::move(failure));
+      }
+    }
+    return {};
+  }
+
+  // --- helpers ---
+
+  [[nodiscard]] nlohmann::json detail() const {
+    DrainResult now = result_;
+    now.took = since(start_);
+    return now.json();
+  }
+
+  bool wait(std::chrono::milliseconds time) {
+    const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline_ - Clock::now());
+    const bool go_on =
+        around_.waiter.wait(std::min(time, std::max<std::chrono::milliseconds>(left, 1ms)));
+    around_.children.reap();
+    return go_on;
+  }
+
+  void refresh() {
+    if (provider_ && Clock::now() >= next_refresh_) {
+      provider_->refresh();
+      next_refresh_ = after(refresh_every);
+    }
+  }
+
+  /// What @p command exits with; 124 where it had to be ended at the deadline, as timeout(1) has
+  /// it.
+  Outcome<int> run_shell(const std::string& command, const Children::Environment& env) {
+    constexpr int timed_out = 124;
+    const auto child = around_.children.start(shell(command), env);
+    if (!child) {
+      return tl::unexpected(child.error());
+    }
+    while (child->running()) {
+      const bool stop = !wait(poll_most);
+      if (stop || (Clock::now() >= deadline_ && child->running())) {
+        end_group(*child, around_.children, around_.waiter);
+        return stop ? Outcome<int>(tl::unexpected(around_.waiter.why())) : Outcome<int>(timed_out);
+      }
+      refresh();
+    }
+    return child->exit_code();
+  }
+
+  const DrainOptions& options_;
+  ProcessPtr server_;
+  Surroundings around_;
+  Selection selection_;
+  Clock::time_point start_ = Clock::now();
+  Clock::time_point deadline_ = after(options_.timeout);
+  Clock::time_point next_refresh_ = Clock::time_point::min();
+  View view_;
+  std::vector<Target> targets_;
+  std::vector<Cover> covers_;
+  pid_t newcomer_ = 0;
+  std::unique_ptr<Provider> provider_;
+  std::unique_ptr<CoreDrain> core_;
+  DrainResult result_;
+  bool ready_ = false;
+  bool told_strangers_ = false;
+  bool late_ = false;
+};
+
+std::string would(const DrainResult& result) {
+  std::string text;
+  for (const Drained& d : result.listeners) {
+    fmt::format_to(std::back_inserter(text), "would drain by {}: {}\n", to_string(result.method),
+                   d.what);
+  }
+  return text;
 }
 
 }  // namespace
 
 Outcome<Method> choose_method(const DrainOptions& options, std::string& reason) {
-  switch (options.method) {
-    case Method::option:
-      if (auto ok = require_option(); !ok) {
-        return tl::unexpected(ok.error());
-      }
-      return Method::option;
-    case Method::steer:
-      if (const auto ok = SteerProgram::probe(); !ok) {
-        Failure failure(ok.error(), "steering");
-        if (failure.exit != Exit::permission) {
-          failure.exit = Exit::unsupported;
-        }
-        return failed(failure);
-      }
-      return Method::steer;
-    case Method::migrate:
-    case Method::close: return migrates_requests() ? Method::migrate : Method::close;
-    case Method::automatic: break;
-  }
-  const ProbeResult found = probe();
-  if (found.supported()) {
-    return Method::option;
-  }
-  reason = found.why();
-  if (const auto ok = SteerProgram::probe(); !ok) {
-    reason += "; steering: " + ok.error().message();
+  if (options.method == Method::close) {
     return migrates_requests() ? Method::migrate : Method::close;
   }
-  return Method::steer;
+  const auto by_bpf = try_provider();
+  if (by_bpf) {
+    return *by_bpf ? Method::option_bpf : Method::option;
+  }
+  if (options.method == Method::option || options.require) {
+    return tl::unexpected(by_bpf.error());
+  }
+  reason = by_bpf.error().line();
+  return migrates_requests() ? Method::migrate : Method::close;
 }
 
-const char* to_string(Method method) {
-  switch (method) {
-    case Method::automatic: return "auto";
-    case Method::option: return "option";
-    case Method::steer: return "steer";
-    case Method::migrate: return "migrate";
-    case Method::close: break;
-  }
-  return "close";
+Outcome<DrainResult> drain(const DrainOptions& options, const ProcessPtr& server,
+                           const Surroundings& around) {
+  return Drain(options, server, around).run();
 }
 
-std::string DrainResult::left() const {
-  return fmt::format("{} half-open request{} and {} queued", handshakes, handshakes == 1 ? "" : "s",
-                     queued);
-}
-
-json DrainResult::json() const {
-  nlohmann::json all = nlohmann::json::array();
-  for (const Drained& d : listeners) {
-    all.push_back({{"address", d.address},
-                   {"inode", d.inode},
-                   {"before", d.before ? nlohmann::json(to_string(*d.before)) : nullptr},
-                   {"mode", d.mode ? nlohmann::json(to_string(*d.mode)) : nullptr},
-                   {"handshakes", d.handshakes},
-                   {"queued", d.queued},
-                   {"closed_by_server", d.closed}});
-  }
-  nlohmann::json out = {{"method", to_string(method)}, {"drained", drained},
-                        {"signalled", signalled},      {"ended", ended},
-                        {"took_ms", took.count()},     {"handshakes_left", handshakes},
-                        {"queued_left", queued},       {"listeners", all}};
-  out["reason"] = reason.empty() ? nlohmann::json(nullptr) : nlohmann::json(reason);
-  return out;
-}
-
-std::string DrainResult::text() const {
-  std::string out;
-  for (const Drained& d : listeners) {
-    fmt::format_to(std::back_inserter(out), "{}{}\n", d.what,
-                   d.closed ? ": closed by its server" : "");
-  }
-  if (drained) {
-    fmt::format_to(std::back_inserter(out), "drained by {} in {} ms: closing loses nothing\n",
-                   to_string(method), took.count());
-  } else if (method == Method::migrate) {
-    out += "not drained: the kernel moves what is left to the others (tcp_migrate_req)\n";
-  } else {
-    fmt::format_to(std::back_inserter(out),
-                   "not drained ({}): connections in the queue or half-open may have been reset\n",
-                   to_string(method));
-  }
-  if (!reason.empty()) {
-    fmt::format_to(std::back_inserter(out), "why not better: {}\n", reason);
-  }
-  if (ended) {
-    out += "the process has ended\n";
-  } else if (signalled) {
-    out += "signal sent\n";
-  }
-  return out;
-}
-
-std::vector<const DiagSocket*> others_at(const DiagSocket& target, const View& view,
-                                         const std::vector<Target>& targets) {
-  std::vector<const DiagSocket*> out;
-  for (const DiagSocket& s : view.sockets) {
-    if (s.same_address(target) && s.v6only == target.v6only &&
-        std::none_of(targets.begin(), targets.end(),
-                     [&](const Target& t) { return t.socket.cookie == s.cookie; })) {
-      out.push_back(&s);
-    }
-  }
-  return out;
-}
-
-std::string progress_line(const DrainResult& result, Clock::time_point start) {
-  return fmt::format("draining ({}): {}, {:.1f} s", to_string(result.method), result.left(),
-                     static_cast<double>(since(start).count()) / 1000.0);
-}
-
-Failure deadline_failure(const DrainResult& result, const std::string& now) {
-  Failure failure(Exit::deadline, fmt::format("deadline hit with {} left", result.left()), now);
-  failure.detail = result.json();
-  return failure;
-}
-
-Done finish(DrainContext& context, DrainResult& result) {
-  if (!context.options.signal) {
-    return {};
-  }
-  const Process& server = context.server;
-  const auto ok = server.signal(*context.options.signal);
-  if (!ok && ok.error().errnum != ESRCH) {
-    return failed(ok.error());
-  }
-  result.signalled = ok.has_value();
-  if (!context.options.wait) {
-    result.ended = server.ended();
-    return {};
-  }
-  while (!server.ended()) {
-    if (Clock::now() >= context.deadline) {
-      Failure failure(Exit::deadline,
-                      fmt::format("process {} has not ended after {}", server.pid(),
-                                  signal_name(*context.options.signal)),
-                      result.drained ? "its listeners are drained and get nothing new" : "");
-      failure.detail = result.json();
-      return failed(failure);
-    }
-    if (!context.waiter.wait(poll_most)) {
-      return failed(Failure(Exit::error, "stopped; the signal was sent already"));
-    }
-  }
-  result.ended = true;
-  return {};
-}
-
-Outcome<DrainResult> drain_by_option(DrainContext& context) {
-  auto& targets = context.targets;
-  DrainResult result;
-  result.method = Method::option;
-  Modes modes(targets);
-  if (auto ok = modes.read(); !ok) {
-    return tl::unexpected(ok.error());
-  }
-  if (auto ok = modes.set(Mode::standby); !ok) {
-    return tl::unexpected(ok.error());
-  }
-  const auto undo = [&](Failure failure) {
-    modes.restore();
-    context.out.end_progress();
-    return failed(std::move(failure));
-  };
-
-  bool off = false;
-  auto pause = poll_first;
-  for (;;) {
-    const auto seen = look_at(targets, modes, result);
-    if (!seen) {
-      return undo(seen.error());
-    }
-    result.took = since(context.start);
-    if (!seen->any_open) {
-      // gone before it was drained; what was left at the last look went with it
-      result.drained = result.handshakes == 0 && result.queued == 0;
-      if (!result.drained) {
-        Failure failure(Exit::error,
-                        fmt::format("the server closed its listeners with {} left", result.left()));
-        failure.detail = result.json();
-        return undo(failure);
-      }
-      break;
-    }
-    if (!seen->newcomers_on && !context.options.allow_last) {
-      return undo(
-          Failure(Exit::error,
-                  fmt::format("the newcomer is gone: {} has no other ON listener", seen->without),
-                  "the old server serves as before"));
-    }
-    if (!off && seen->all_empty) {
-      if (auto ok = modes.set(Mode::off); !ok) {
-        return undo(ok.error());
-      }
-      off = true;
-      pause = poll_first;
-      continue;
-    }
-    if (off && seen->all_drained) {
-      result.drained = true;
-      break;
-    }
-    if (Clock::now() >= context.deadline) {
-      if (context.options.at_deadline == AtDeadline::restore) {
-        return undo(deadline_failure(result, "every listener has the mode it had before"));
-      }
-      if (context.options.at_deadline == AtDeadline::standby) {
-        static_cast<void>(modes.set(Mode::standby));
-        context.out.end_progress();
-        return failed(deadline_failure(
-            result, "the old listeners are STANDBY: drain again, or switch them on"));
-      }
-      break;
-    }
-    context.out.progress(progress_line(result, context.start));
-    if (!context.waiter.wait(pause)) {
-      return undo(context.waiter.why());
-    }
-    pause = std::min<std::chrono::milliseconds>(pause * 2, poll_most);
-  }
-  context.out.end_progress();
-  for (Target& t : targets) {
-    t.fd.reset();  // before the signal: ours would keep them open
-  }
-  if (auto ok = finish(context, result); !ok) {
-    return tl::unexpected(ok.error());
-  }
-  if (!result.drained) {
-    return failed(deadline_failure(result, "the signal was sent all the same"));
-  }
-  return result;
-}
-
-Outcome<DrainResult> drain(const DrainOptions& options, const Process& server, Waiter& waiter,
-                           const Output& out) {
-  const auto start = Clock::now();
-  const auto deadline = after(options.timeout);
-  std::string reason;
-  auto method = choose_method(options, reason);
-  if (!method) {
-    return tl::unexpected(method.error());
-  }
-
-  Selection selection = options.selection;
-  selection.pid = server.pid();
-  for (;;) {
-    const auto view = look(selection, &server);
-    if (!view) {
-      return tl::unexpected(view.error());
-    }
-    auto targets = take_selected(selection, *view);
-    if (!targets) {
-      return tl::unexpected(targets.error());
-    }
-    if (!options.allow_shared) {
-      if (auto ok = refuse_shared(*targets, *view); !ok) {
-        return tl::unexpected(ok.error());
-      }
-    }
-    if (!options.allow_last) {
-      if (auto ok = refuse_last(*method, *view, *targets); !ok) {
-        if (ok.error().exit != Exit::last_on || !options.await_newcomer ||
-            Clock::now() >= deadline) {
-          return tl::unexpected(ok.error());
-        }
-        targets->clear();  // hold nothing while waiting
-        out.progress("waiting for the newcomer");
-        if (!waiter.wait(50ms)) {
-          return failed(waiter.why());
-        }
-        continue;
-      }
-    }
-    DrainContext context{options, server, *view, *targets, waiter, out, start, deadline};
-    if (options.dry_run) {
-      return dry_run(context, *method, reason);
-    }
-    if (*method == Method::option) {
-      return drain_by_option(context);
-    }
-    if (*method == Method::steer) {
-      auto result = drain_by_steering(context);
-      // somebody else's program, found only on attaching: auto goes on with what is left
-      if (!result && options.method == Method::automatic && result.error().errnum == EBUSY &&
-          options.signal) {
-        reason += "; steering: " + result.error().line();
-        method = migrates_requests() ? Method::migrate : Method::close;
-        continue;
-      }
-      if (result) {
-        result->reason = reason;
-      }
-      return result;
-    }
-    return drain_by_signal(context, *method, reason);
-  }
-}
-
-Done drain_command(const DrainOptions& options, const Output& out) {
-  const auto server = Process::open(*options.selection.pid);
+Outcome<Exit> drain_command(const DrainOptions& options, const Output& out) {
+  auto server = Process::open(*options.selection.pid);
   if (!server) {
     return failed(server.error());
   }
@@ -488,7 +703,9 @@ Done drain_command(const DrainOptions& options, const Output& out) {
     return tl::unexpected(signals.error());
   }
   SignalWaiter waiter(*signals);
-  const auto result = drain(options, *server, waiter, out);
+  Children children;
+  const auto result =
+      drain(options, std::make_shared<const Process>(std::move(*server)), {waiter, children, out});
   if (!result) {
     return tl::unexpected(result.error());
   }
@@ -496,17 +713,10 @@ Done drain_command(const DrainOptions& options, const Output& out) {
     auto doc = result->json();
     doc["dry_run"] = options.dry_run;
     out.document({{"drain", doc}});
-  } else if (options.dry_run) {
-    std::string text;
-    for (const Drained& d : result->listeners) {
-      fmt::format_to(std::back_inserter(text), "would drain by {}: {}\n", to_string(result->method),
-                     d.what);
-    }
-    out.text(text);
   } else {
-    out.text(result->text());
+    out.text(options.dry_run ? would(*result) : result->text());
   }
-  return {};
+  return options.dry_run || result->drained ? Exit::done : Exit::undrained;
 }
 
 }  // namespace reuseport::ctl

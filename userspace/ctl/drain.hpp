@@ -1,33 +1,40 @@
 // SPDX-License-Identifier: Apache-2.0
-// drain: retire the listeners of another process.
+// drain: retire the listeners of another process, as reuseportctl(8) has it:
 //
-//   option   STANDBY ... nothing half-open, nothing queued ... OFF ... drained ... signal
-//   steer    program attached ... snapshot gone, queue empty ... signal ... closed ... detached
-//   migrate  signal; the kernel moves what close() finds (net.ipv4.tcp_migrate_req, set by others)
-//   close    signal; what the server has not accepted is reset
+//   choose the targets and the method, check, run the core's drain, leave, signal, wait
 //
-// While in STANDBY the old server takes over by itself should the newcomer die, also when this tool
-// is gone. OFF comes last and for as short as can be.
+//   option      STANDBY ... nothing half-open, nothing queued ... signal ... closed ... others seen
+//   option-bpf  the same, provided by BPF for the time of this drain; ends with it
+//   migrate     signal; the kernel moves what close() finds (net.ipv4.tcp_migrate_req, set by
+//   others) close       signal; what the server has not accepted is reset
+//
+// The listeners stay in STANDBY until their server closes them: should the newcomer die, or this
+// tool, or both, the old server serves again.
 #ifndef REUSEPORTCTL_DRAIN_HPP
 #define REUSEPORTCTL_DRAIN_HPP
 
 #include <chrono>
+#include <cstddef>
 #include <cstdint>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "child.hpp"
 #include "failure.hpp"
 #include "output.hpp"
-#include "reuseport/reuseport.hpp"
 #include "select.hpp"
 #include "wait.hpp"
 
 namespace reuseport::ctl {
 
-enum class Method : std::uint8_t { automatic, option, steer, migrate, close };
+enum class Method : std::uint8_t { automatic, option, option_bpf, migrate, close };
 [[nodiscard]] const char* to_string(Method method);
+/// Counts what is left, and waits for it.
+[[nodiscard]] constexpr bool drains(Method method) {
+  return method == Method::option || method == Method::option_bpf;
+}
 
 /// What becomes of listeners that still have connections when time is out.
 enum class AtDeadline : std::uint8_t {
@@ -39,7 +46,11 @@ enum class AtDeadline : std::uint8_t {
 struct DrainOptions {
   Selection selection;  ///< further narrows; its pid is the server's
   Method method = Method::automatic;
+  bool require = false;  ///< no falling back to what does not drain
   std::chrono::milliseconds timeout{30'000};
+  std::string ready;                       ///< run by /bin/sh until it says 0, before anything
+  std::string before_signal;               ///< run by /bin/sh once the listeners are drained
+  std::optional<std::size_t> connections;  ///< wait until the server has no more than these
   std::optional<int> signal;
   bool wait = false;            ///< after the signal, until the process has ended
   bool await_newcomer = false;  ///< wait for a newcomer instead of refusing (exit 7)
@@ -58,7 +69,7 @@ struct Drained {
   std::optional<Mode> mode;
   std::uint64_t handshakes = 0;
   std::uint64_t queued = 0;
-  bool closed = false;  ///< by its server, before it was drained
+  bool closed = false;  ///< by its server, before the signal
 };
 
 struct DrainResult {
@@ -71,50 +82,34 @@ struct DrainResult {
   std::vector<Drained> listeners;
   std::uint64_t handshakes = 0;  ///< left, over all listeners
   std::uint64_t queued = 0;
+  std::optional<std::size_t> connections;  ///< established ones, where they were counted
 
   [[nodiscard]] nlohmann::json json() const;
   [[nodiscard]] std::string text() const;
-  /// "2 half-open requests and 1 queued connection"
+  /// "2 half-open requests and 1 queued", and the connections where they were counted
   [[nodiscard]] std::string left() const;
+};
+
+/// What a drain lives in.
+struct Surroundings {
+  Waiter& waiter;
+  Children& children;
+  const Output& out;
 };
 
 /// Does it. On failure everything has the mode it had before, except at the deadline (exit 6),
 /// where DrainOptions::at_deadline says.
 /// @param server  the old process: held since it was chosen, so no other can take its number
-[[nodiscard]] Outcome<DrainResult> drain(const DrainOptions& options, const Process& server,
-                                         Waiter& waiter, const Output& out);
+[[nodiscard]] Outcome<DrainResult> drain(const DrainOptions& options, const ProcessPtr& server,
+                                         const Surroundings& around);
 
-/// The command: drain() until SIGINT or SIGTERM, and print the result.
-[[nodiscard]] Done drain_command(const DrainOptions& options, const Output& out);
+/// The command: drain() until a signal asks to stop, and print the result. Exit::undrained where
+/// the method does not drain.
+[[nodiscard]] Outcome<Exit> drain_command(const DrainOptions& options, const Output& out);
 
-/// The method that @p options come to on this kernel, and in @p reason why no better one.
-/// Exit::unsupported, Exit::permission: the one asked for does not work.
+/// The method that @p options come to in this network namespace, and in @p reason why no better
+/// one. Exit::unsupported, Exit::permission: the one asked for does not work.
 [[nodiscard]] Outcome<Method> choose_method(const DrainOptions& options, std::string& reason);
-
-// --- for the parts of drain() ---
-
-struct DrainContext {
-  const DrainOptions& options;
-  const Process& server;
-  const View& view;
-  std::vector<Target>& targets;
-  Waiter& waiter;
-  const Output& out;
-  Clock::time_point start;
-  Clock::time_point deadline;
-};
-
-[[nodiscard]] Outcome<DrainResult> drain_by_option(DrainContext& context);
-[[nodiscard]] Outcome<DrainResult> drain_by_steering(DrainContext& context);
-
-/// Sends the signal, if one was asked for, and waits if that was.
-[[nodiscard]] Done finish(DrainContext& context, DrainResult& result);
-/// Exit::deadline with what is left.
-[[nodiscard]] Failure deadline_failure(const DrainResult& result, const std::string& now);
-/// Listeners at the address of @p target that are none of @p targets.
-[[nodiscard]] std::vector<const DiagSocket*> others_at(const DiagSocket& target, const View& view,
-                                                       const std::vector<Target>& targets);
-[[nodiscard]] std::string progress_line(const DrainResult& result, Clock::time_point start);
 
 }  // namespace reuseport::ctl
 

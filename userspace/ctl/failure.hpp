@@ -21,6 +21,7 @@ enum class Exit : int {
   shared = 5,
   deadline = 6,
   last_on = 7,
+  undrained = 8,
 };
 
 struct Failure {

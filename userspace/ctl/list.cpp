@@ -9,7 +9,7 @@
 #include <csignal>
 #include <iterator>
 
-#include "host/steer.hpp"
+#include "host/attached_bpf.hpp"
 #include "text.hpp"
 
 namespace reuseport::ctl {
@@ -35,6 +35,34 @@ json processes_json(const DiagSocket& s, const View& view, Names& names) {
     out.push_back({{"pid", h.pid}, {"fd", h.fd}, {"command", names.of(h.pid)}});
   }
   return out;
+}
+
+/// "tcp", "tcp6" for IPv6 alone, "tcp46" for a dual-stack listener.
+std::string protocol_name(const DiagSocket& s) {
+  const bool dual = s.local.family == AF_INET6 && s.local.is_any() && !s.v6only;
+  return std::string(to_string(s.protocol)) + (s.local.family == AF_INET ? "" : dual ? "46" : "6");
+}
+
+/// Whether SO_REUSEPORT is set, as far as it can be seen.
+std::optional<bool> has_reuseport(const DiagSocket& s, const View& view, Processes& processes) {
+  if (s.info && s.info->in_group()) {
+    return true;
+  }
+  for (const Holder& h : view.holders.of(s.inode)) {
+    if (h.reuseport) {
+      return h.reuseport;
+    }
+  }
+  const auto target = take(s, view, processes);
+  return target ? std::optional(target->reuseport) : std::nullopt;
+}
+
+std::string mode_name(const DiagSocket& s, std::optional<bool> reuseport) {
+  if (reuseport == false) {
+    return "no-reuseport";
+  }
+  return s.info ? std::string(to_string(Mode{s.info->mode})) + (s.info->drained() ? ",drained" : "")
+                : "-";
 }
 
 constexpr std::size_t columns = 9;
@@ -92,11 +120,12 @@ void add_process(Cells& cells, const DiagSocket& s, const View& view, Names& nam
             others > 0 ? fmt::format("+{}", others) : "");
 }
 
-void add_row(Cells& cells, const DiagSocket& s, const View& view, Names& names) {
+void add_row(Cells& cells, const DiagSocket& s, const View& view, Names& names,
+             Processes& processes) {
   const bool tcp = s.protocol == Protocol::tcp;
-  cells.add("{}", to_string(s.protocol));
+  cells.add("{}", protocol_name(s));
   cells.add("{}", s.local.str());
-  cells.add("{}", s.info ? to_string(Mode{s.info->mode}) : "-");
+  cells.add("{}", mode_name(s, has_reuseport(s, view, processes)));
   s.info ? cells.add("{}", s.info->handshakes) : cells.add("-");
   tcp ? cells.add("{}/{}", s.queued, s.queue_max) : cells.add("{} B", s.queued);
   s.info ? cells.add("{}:{}/{}/{}", s.info->group_id, s.info->group_on, s.info->group_standby,
@@ -124,17 +153,13 @@ std::string command_line(pid_t pid) {
 
 /// What `show` adds to `list`; parts that this user may not see are null.
 json more_json(const DiagSocket& s, const View& view) {
-  json out = {{"reuseport", nullptr}, {"bpf_program", nullptr}, {"half_open_at_address", nullptr}};
+  json out = {{"bpf_program", nullptr}, {"half_open_at_address", nullptr}};
   if (s.protocol == Protocol::tcp) {
     if (auto diag = SockDiag::open()) {
       if (const auto requests = diag->half_open(s.local)) {
         out["half_open_at_address"] = requests->size();
       }
     }
-  }
-  const auto target = take(s, view.holders, view.tree);
-  if (target) {
-    out["reuseport"] = has_reuseport(target->fd.get());
   }
   const auto program = attached_program(s.protocol, s.cookie);
   if (program) {
@@ -149,7 +174,8 @@ json more_json(const DiagSocket& s, const View& view) {
   return out;
 }
 
-std::string show_text(const DiagSocket& s, const json& more, const View& view, Names& names) {
+std::string show_text(const DiagSocket& s, const json& one, const json& more, const View& view,
+                      Names& names) {
   std::string out;
   const auto line = [&out](std::string_view key, const std::string& value) {
     fmt::format_to(std::back_inserter(out), "  {:<12}{}\n", key, value);
@@ -173,11 +199,11 @@ std::string show_text(const DiagSocket& s, const json& more, const View& view, N
   }
   line("queue", s.protocol == Protocol::tcp ? fmt::format("{} of {}", s.queued, s.queue_max)
                                             : fmt::format("{} bytes", s.queued));
-  line("reuseport", more["reuseport"].is_null()     ? "unknown (no permission)"
-                    : more["reuseport"].get<bool>() ? "yes"
-                                                    : "no");
+  line("reuseport", one["reuseport"].is_null()     ? "unknown (no permission)"
+                    : one["reuseport"].get<bool>() ? "yes"
+                                                   : "no: it cannot be drained");
   if (s.local.family == AF_INET6) {
-    line("v6only", s.v6only ? "yes" : "no");
+    line("v6only", s.v6only ? "yes" : s.local.is_any() ? "no: takes IPv4 too" : "no");
   }
   const auto& bpf = more["bpf_program"];
   line("program", bpf.is_null()                  ? "unknown (needs root and BTF)"
@@ -196,8 +222,9 @@ std::string show_text(const DiagSocket& s, const json& more, const View& view, N
 
 json listeners_json(const View& view, const std::vector<std::size_t>& chosen, Names& names) {
   json out = json::array();
+  Processes processes;
   for (const std::size_t i : chosen) {
-    out.push_back(to_json(view.sockets[i], view, names));
+    out.push_back(to_json(view.sockets[i], view, names, processes));
   }
   return out;
 }
@@ -216,10 +243,13 @@ const std::string& Names::of(pid_t pid) {
                             : names_.emplace(pid, visible(command_name(pid))).first->second;
 }
 
-json to_json(const DiagSocket& s, const View& view, Names& names) {
+json to_json(const DiagSocket& s, const View& view, Names& names, Processes& processes) {
   json out = address_json(s);
   out["protocol"] = to_string(s.protocol);
   out["v6only"] = s.v6only;
+  out["dual_stack"] = s.local.family == AF_INET6 && s.local.is_any() && !s.v6only;
+  const auto reuseport = has_reuseport(s, view, processes);
+  out["reuseport"] = reuseport ? json(*reuseport) : json(nullptr);
   out["inode"] = s.inode;
   out["cookie"] = s.cookie;
   out["uid"] = s.uid;
@@ -246,11 +276,12 @@ json to_json(const DiagSocket& s, const View& view, Names& names) {
 
 std::string table(const View& view, const std::vector<std::size_t>& chosen, Names& names) {
   Cells cells;
+  Processes processes;
   for (const std::string_view title : titles) {
     cells.add("{}", title);
   }
   for (const std::size_t i : chosen) {
-    add_row(cells, view.sockets[i], view, names);
+    add_row(cells, view.sockets[i], view, names, processes);
   }
   return cells.str();
 }
@@ -278,20 +309,21 @@ Done show(const Selection& selection, const Output& out) {
   }
   const auto& [view, chosen] = *found;
   Names names;
+  Processes processes;
   json all = json::array();
   std::string text;
   for (const std::size_t i : chosen) {
     const DiagSocket& s = view.sockets[i];
     const json more = more_json(s, view);
+    json one = to_json(s, view, names, processes);
     if (out.json) {
-      json one = to_json(s, view, names);
       one.update(more);
       for (json& p : one["processes"]) {
         p["command_line"] = command_line(p["pid"].get<pid_t>());
       }
       all.push_back(std::move(one));
     } else {
-      text += (text.empty() ? "" : "\n") + show_text(s, more, view, names);
+      text += (text.empty() ? "" : "\n") + show_text(s, one, more, view, names);
     }
   }
   if (out.json) {

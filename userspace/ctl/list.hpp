@@ -26,7 +26,8 @@ class Names {
 };
 
 /// A listener as --json shows it. What the kernel does not tell is null.
-[[nodiscard]] nlohmann::json to_json(const DiagSocket& s, const View& view, Names& names);
+[[nodiscard]] nlohmann::json to_json(const DiagSocket& s, const View& view, Names& names,
+                                     Processes& processes);
 
 /// The table of `list`, header included.
 [[nodiscard]] std::string table(const View& view, const std::vector<std::size_t>& chosen,

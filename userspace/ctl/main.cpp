@@ -21,6 +21,7 @@
 #include "probe.hpp"
 #include "status.hpp"
 #include "supervise.hpp"
+#include "text.hpp"
 
 namespace reuseport::ctl {
 namespace {
@@ -66,6 +67,14 @@ std::optional<T> positive(std::string_view text) {
                                                                              : std::nullopt;
 }
 
+/// 0 too.
+std::optional<std::optional<std::size_t>> count(std::string_view text) {
+  std::size_t value = 0;
+  const auto [stop, ec] = std::from_chars(text.data(), text.data() + text.size(), value);
+  const bool whole = !text.empty() && ec == std::errc{} && stop == text.data() + text.size();
+  return whole ? std::optional<std::optional<std::size_t>>(std::in_place, value) : std::nullopt;
+}
+
 void add_selection(CLI::App* app, Selection& s) {
   option(app, "--pid", s.pid, positive<pid_t>, "listeners of this process and its descendants",
          "PID");
@@ -77,19 +86,25 @@ void add_selection(CLI::App* app, Selection& s) {
   app->add_flag("--udp", s.udp, "only UDP");
 }
 
-const std::map<std::string, Method> methods = {{"auto", Method::automatic},
-                                               {"option", Method::option},
-                                               {"steer", Method::steer},
-                                               {"close", Method::close}};
+const std::map<std::string, Method> methods = {
+    {"auto", Method::automatic}, {"option", Method::option}, {"close", Method::close}};
 
-void add_method(CLI::App* app, Method& method) {
+/// What drain and restart have in common.
+template <typename Options>
+void add_method(CLI::App* app, Options& options) {
   option(
-      app, "--method", method,
+      app, "--method", options.method,
       [](const std::string& text) {
         const auto it = methods.find(text);
         return it == methods.end() ? std::nullopt : std::optional(it->second);
       },
-      "auto (the best that works here), option, steer or close", "METHOD");
+      "auto (the best that works here), option or close", "METHOD");
+  app->add_flag("--require", options.require, "drain or change nothing: no falling back to close");
+  app->add_option("--before-signal", options.before_signal,
+                  "shell command, run when drained and before the signal ($REUSEPORT_PID)")
+      ->type_name("COMMAND");
+  option(app, "--connections", options.connections, count,
+         "then wait until the old server has at most this many connections", "N");
 }
 
 struct Arguments {
@@ -100,9 +115,73 @@ struct Arguments {
   WatchOptions watch;
   DrainOptions drain;
   RestartOptions restart;
+  std::string topic;
   EnableOptions enable;
   bool force = false;
 };
+
+std::vector<std::string> names_of(const CLI::App& app) {
+  std::vector<std::string> out;
+  for (const CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; })) {
+    out.push_back(command->get_name());
+  }
+  return out;
+}
+
+Failure unknown(std::string_view kind, std::string_view word,
+                const std::vector<std::string>& known) {
+  const std::string meant = nearest(word, known);
+  return {Exit::usage, fmt::format("no {} \"{}\"", kind, word),
+          (meant.empty() ? "" : "did you mean " + meant + "? ") + std::string("see --help")};
+}
+
+/// The first option or command that there is none of. CLI11 would speak of what is missing first.
+std::optional<Failure> misspelt(const CLI::App& app, int argc, char** argv) {
+  const CLI::App* command = nullptr;
+  for (int i = 1; i < argc; i++) {
+    const std::string_view word(argv[i]);
+    if (word == "--") {
+      break;
+    }
+    if (!word.starts_with('-') || word.size() < 2) {
+      if (command != nullptr) {
+        if (command->get_name() == "restart") {
+          break;  // a server's own command line
+        }
+        continue;
+      }
+      const auto names = names_of(app);
+      if (std::find(names.begin(), names.end(), word) == names.end()) {
+        return unknown("command", word, names);
+      }
+      command = app.get_subcommand(std::string(word));
+      continue;
+    }
+    const std::string_view name = word.substr(0, word.find('='));
+    std::vector<std::string> known;
+    const CLI::Option* found = nullptr;
+    for (const CLI::App* where : {command, &app}) {
+      for (const CLI::Option* o :
+           where != nullptr ? where->get_options() : std::vector<const CLI::Option*>{}) {
+        for (const std::string& n : o->get_lnames()) {
+          known.push_back("--" + n);
+          found = known.back() == name ? o : found;
+        }
+        for (const std::string& n : o->get_snames()) {
+          found = name.substr(0, 2) == "-" + n ? o : found;
+        }
+      }
+    }
+    if (found == nullptr) {
+      return unknown(command == nullptr ? "option" : "option of " + command->get_name(), name,
+                     known);
+    }
+    if (found->get_items_expected_max() > 0 && name.size() == word.size()) {
+      i++;  // its value, whatever that begins with
+    }
+  }
+  return std::nullopt;
+}
 
 /// Changing everything at once is never what was meant.
 Done require_selection(const Selection& s, const char* command) {
@@ -147,7 +226,7 @@ void declare(CLI::App& app, Arguments& a, std::function<Outcome<int>()>& run) {
   };
   app.require_subcommand(1);
   app.fallthrough();
-  app.set_version_flag("--version", std::string("reuseportctl ") + REUSEPORT_VERSION);
+  app.set_version_flag("-V,--version", std::string("reuseportctl ") + REUSEPORT_VERSION);
   app.add_flag("--json", a.out.json, "print JSON, errors too");
   app.add_flag_callback(
       "--pretty", [&a] { a.out.json = a.out.pretty = true; }, "print JSON for people");
@@ -170,12 +249,7 @@ void declare(CLI::App& app, Arguments& a, std::function<Outcome<int>()>& run) {
 
   auto* show = app.add_subcommand("show", "all that is known about some listeners");
   add_selection(show, a.selection);
-  show->callback([&, code] {
-    run = [&, code] {
-      const auto named = require_selection(a.selection, "show");
-      return code(named ? ctl::show(a.selection, a.out) : named);
-    };
-  });
+  show->callback([&, code] { run = [&, code] { return code(ctl::show(a.selection, a.out)); }; });
 
   auto* watch = app.add_subcommand("watch", "list again and again");
   add_selection(watch, a.selection);
@@ -216,7 +290,11 @@ void declare(CLI::App& app, Arguments& a, std::function<Outcome<int>()>& run) {
   option(drain, "--timeout", a.drain.timeout, parse_duration, "give up after this (30 s)",
          "SECONDS");
   option(drain, "--signal", a.drain.signal, parse_signal, "then send this to the process", "NAME");
-  add_method(drain, a.drain.method);
+  add_method(drain, a.drain);
+  drain
+      ->add_option("--ready", a.drain.ready,
+                   "shell command that says 0 when the new server is ready ($REUSEPORT_PID)")
+      ->type_name("COMMAND");
   drain->add_flag("--wait", a.drain.wait, "after the signal, wait until the process has ended")
       ->needs(drain->get_option("--signal"));
   drain->add_flag("--await-newcomer", a.drain.await_newcomer,
@@ -234,15 +312,22 @@ void declare(CLI::App& app, Arguments& a, std::function<Outcome<int>()>& run) {
                   "also a socket that another process holds");
   drain->add_flag("--allow-last", a.drain.allow_last, "also the last ON listener of an address");
   drain->add_flag("--dry-run", a.drain.dry_run, "only say what would be done");
-  drain->callback([&, code] { run = [&, code] { return code(drain_command(a.drain, a.out)); }; });
+  drain->callback([&] {
+    run = [&]() -> Outcome<int> {
+      const auto exit = drain_command(a.drain, a.out);
+      return exit ? Outcome<int>(static_cast<int>(*exit)) : tl::unexpected(exit.error());
+    };
+  });
 
   auto* restart = app.add_subcommand(
       "restart", "run a server; SIGHUP replaces it by a new one without losing a connection");
   restart->add_option("command", a.restart.command, "the server, in the foreground")
       ->required()
       ->type_name("-- CMD ARG...");
-  restart->add_option("--ready", a.restart.ready,
-                      "shell command that says 0 when the new server is ready ($REUSEPORT_PID)");
+  restart
+      ->add_option("--ready", a.restart.ready,
+                   "shell command that says 0 when the new server is ready ($REUSEPORT_PID)")
+      ->type_name("COMMAND");
   option(restart, "--ready-timeout", a.restart.ready_timeout, parse_duration,
          "how long a new server may take (30 s)", "SECONDS");
   option(restart, "--timeout", a.restart.drain_timeout, parse_duration,
@@ -251,11 +336,26 @@ void declare(CLI::App& app, Arguments& a, std::function<Outcome<int>()>& run) {
          "kill the old one this long after the signal (90 s), 0: never", "SECONDS");
   option(restart, "--signal", a.restart.signal, parse_signal, "what ends the server (TERM)",
          "NAME");
-  add_method(restart, a.restart.method);
+  add_method(restart, a.restart);
   restart->add_flag("--allow-last", a.restart.allow_last,
                     "also addresses that the new server does not serve");
   restart->add_flag("--dry-run", a.restart.dry_run, "only say what would be done");
   restart->callback([&] { run = [&] { return supervise(a.restart, a.out); }; });
+
+  auto* help = app.add_subcommand("help", "what a command does, and its options");
+  help->add_option("topic", a.topic, "the command")->type_name("COMMAND");
+  help->callback([&] {
+    run = [&]() -> Outcome<int> {
+      const auto all = names_of(app);
+      if (!a.topic.empty() && std::find(all.begin(), all.end(), a.topic) == all.end()) {
+        return failed(unknown("command", a.topic, all));
+      }
+      const std::string all_of_it =
+          app.get_formatter()->make_help(&app, app.get_name(), CLI::AppFormatMode::Normal);
+      a.out.text(a.topic.empty() ? all_of_it : app.get_subcommand(a.topic)->help(app.get_name()));
+      return 0;
+    };
+  });
 }
 
 /// Errors on the command line come before --json is known.
@@ -301,12 +401,8 @@ int run_tool(int argc, char** argv) try {
       return finish(0, arguments.out);
     }
     arguments.out.json = wants_json(argc, argv);
-    // CLI11 asks for a command before it mentions one that does not exist
-    const auto rest = app.remaining();
-    const bool unknown = app.get_subcommands().empty() && !rest.empty();
-    arguments.out.failure({Exit::usage,
-                           unknown ? "no command or option \"" + rest.front() + '"' : e.what(),
-                           "see --help"});
+    const auto wrong = misspelt(app, argc, argv);
+    arguments.out.failure(wrong ? *wrong : Failure(Exit::usage, e.what(), "see --help"));
     return static_cast<int>(Exit::usage);
   }
   const auto result = run();

@@ -6,94 +6,69 @@
 #include <cerrno>
 #include <iterator>
 #include <map>
+#include <vector>
 
-#include "reuseport/probe.hpp"
-#include "text.hpp"
+#include "newcomer.hpp"
+#include "reuseport/reuseport.hpp"
+#include "sharing.hpp"
 
 namespace reuseport::ctl {
 
 using nlohmann::json;
 
+namespace {
+
+/// Exit::unsupported with the probe's reason unless setsockopt() itself has the option here.
 Done require_option() {
-  const ProbeResult found = probe();
-  if (found.supported()) {
+  const char* why = "";
+  const int support = reuseport_probe(&why);
+  if (support == REUSEPORT_SUPPORTED || support == REUSEPORT_SUPPORTED_BY_BPF) {
     return {};
   }
-  Failure failure(found.support == Support::blocked ? Exit::permission : Exit::unsupported,
-                  found.why());
-  failure.detail = {{"support", to_string(found.support)}};
+  Failure failure(support == REUSEPORT_BLOCKED ? Exit::permission : Exit::unsupported, why);
+  failure.detail = {{"support", reuseport_support_name(static_cast<std::uint32_t>(support))}};
   return failed(failure);
 }
 
-Done refuse_shared(const std::vector<Target>& targets, const View& view) {
-  for (const Target& t : targets) {
-    const auto others = foreign_holders(t.socket.inode, view);
-    if (others.empty()) {
-      continue;
-    }
-    std::string who;
-    for (const pid_t pid : others) {
-      who += fmt::format("{}{} ({})", who.empty() ? "" : ", ", pid, visible(command_name(pid)));
-    }
-    Failure failure(
-        Exit::shared,
-        fmt::format("{} {} (socket {}) is one socket shared with process {}",
-                    to_string(t.socket.protocol), t.socket.local.str(), t.socket.inode, who),
-        "a mode holds for all who share it; --allow-shared if that is meant");
-    failure.detail = {{"inode", t.socket.inode}, {"pids", others}};
-    return failed(failure);
+Outcome<reuseport_listen_info> info_of(const Target& target) {
+  reuseport_listen_info info{};
+  if (const int got = reuseport_get_info(target.fd.get(), &info); got != 0) {
+    return failed(Error{"getsockopt(SO_REUSEPORT_LISTEN_OFF)", -got, reuseport_hint(got)},
+                  target.str());
   }
-  return {};
+  return info;
 }
 
+Done set(const Target& target, Mode mode) {
+  const int got = reuseport_set_mode(target.fd.get(), static_cast<int>(mode));
+  return got == 0 ? Done{}
+                  : failed(Error{"setsockopt(SO_REUSEPORT_LISTEN_OFF)", -got, reuseport_hint(got)},
+                           target.str());
+}
+
+/// Exit::last_on when a group would be left without an ON listener by switching the targets off.
 Done refuse_last_on(const std::vector<Target>& targets) {
   std::map<std::uint32_t, std::uint32_t> ours_on;  // by group
-  std::vector<std::pair<const Target*, Info>> infos;
+  std::vector<std::pair<const Target*, reuseport_listen_info>> infos;
   for (const Target& t : targets) {
-    const auto info = get_info(t.fd.get());
+    const auto info = info_of(t);
     if (!info) {
-      return failed(info.error(), t.str());
+      return tl::unexpected(info.error());
     }
-    ours_on[info->group_id] += info->in_group() && Mode{info->mode} == Mode::on ? 1 : 0;
+    ours_on[info->group_id] += info->group_on > 0 && info->mode == REUSEPORT_LISTEN_ON ? 1 : 0;
     infos.emplace_back(&t, *info);
   }
   for (const auto& [target, info] : infos) {
-    const bool others = info.in_group() && info.group_on > ours_on[info.group_id];
-    if (!others) {
-      Failure failure(Exit::last_on,
-                      fmt::format("{} {} would be left without an ON listener",
-                                  to_string(target->socket.protocol), target->socket.local.str()),
-                      "start the newcomer first, name the port with --port, or --allow-last");
-      failure.detail = {{"address", target->socket.local.str()}};
-      return failed(failure);
+    if (info.group_on <= ours_on[info.group_id]) {
+      Successor nobody;
+      nobody.why = "no other member of its group is ON";
+      return failed(nobody_takes_over(*target, nobody));
     }
   }
   return {};
 }
 
-Outcome<std::vector<Target>> take_selected(const Selection& selection, const View& view) {
-  const auto chosen = select(selection, view);
-  if (!chosen) {
-    return tl::unexpected(chosen.error());
-  }
-  const bool named = selection.port || selection.address || selection.inode;
-  std::vector<Target> out;
-  for (const std::size_t i : *chosen) {
-    auto target = take(view.sockets[i], view.holders, view.tree);
-    if (!target) {
-      return tl::unexpected(target.error());
-    }
-    if (target->socket.protocol == Protocol::udp && !named && !has_reuseport(target->fd.get())) {
-      continue;
-    }
-    out.push_back(std::move(*target));
-  }
-  if (out.empty()) {
-    return failed(Failure(Exit::error, fmt::format("no listener with {}", selection.str()),
-                          "see reuseportctl list"));
-  }
-  return out;
-}
+}  // namespace
 
 Done set_mode(Mode mode, const Selection& selection, const ModeOptions& options,
               const Output& out) {
@@ -104,12 +79,13 @@ Done set_mode(Mode mode, const Selection& selection, const ModeOptions& options,
   if (!view) {
     return tl::unexpected(view.error());
   }
-  const auto targets = take_selected(selection, *view);
+  Processes processes;
+  const auto targets = take_selected(selection, *view, processes);
   if (!targets) {
     return tl::unexpected(targets.error());
   }
   if (mode != Mode::on && !options.allow_shared) {
-    if (auto ok = refuse_shared(*targets, *view); !ok) {
+    if (auto ok = refuse_shared(*targets, *view, processes); !ok) {
       return ok;
     }
   }
@@ -121,25 +97,25 @@ Done set_mode(Mode mode, const Selection& selection, const ModeOptions& options,
 
   std::vector<Mode> before;
   for (const Target& t : *targets) {
-    const auto was = get_info(t.fd.get());
+    const auto was = info_of(t);
     if (!was) {
-      return failed(was.error(), t.str());
+      return tl::unexpected(was.error());
     }
-    before.push_back(Mode{was->mode});
+    before.push_back(static_cast<Mode>(was->mode));
   }
   if (!options.dry_run) {
     for (std::size_t i = 0; i < targets->size(); i++) {
-      const auto ok = reuseport::set_mode((*targets)[i].fd.get(), mode);
+      const auto ok = set((*targets)[i], mode);
       if (ok) {
         continue;
       }
-      Failure failure(ok.error(), (*targets)[i].str());
-      if (ok.error().errnum == EINVAL) {
-        failure.hint = "a mode needs a listening or bound socket with SO_REUSEPORT";
+      Failure failure = ok.error();
+      if (!(*targets)[i].reuseport) {
+        failure.hint = "it has no SO_REUSEPORT: only a listener that has it has a mode";
       }
       // all or none; ours to put back, so it can be put back
       for (std::size_t j = i; j-- > 0;) {
-        static_cast<void>(reuseport::set_mode((*targets)[j].fd.get(), before[j]));
+        static_cast<void>(set((*targets)[j], before[j]));
       }
       return failed(failure);
     }
@@ -152,7 +128,7 @@ Done set_mode(Mode mode, const Selection& selection, const ModeOptions& options,
     changed.push_back({{"protocol", to_string(s.protocol)},
                        {"address", s.local.str()},
                        {"inode", s.inode},
-                       {"pid", (*targets)[i].process.pid()},
+                       {"pid", (*targets)[i].pid()},
                        {"before", to_string(before[i])},
                        {"mode", to_string(mode)}});
     fmt::format_to(std::back_inserter(text), "{}{}: {} -> {}\n", options.dry_run ? "would: " : "",

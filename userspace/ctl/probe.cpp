@@ -7,7 +7,7 @@
 
 #include "host/process.hpp"
 #include "host/sockdiag.hpp"
-#include "host/steer.hpp"
+#include "option/option.hpp"
 #include "reuseport/probe.hpp"
 
 namespace reuseport::ctl {
@@ -59,14 +59,14 @@ Outcome<Exit> probe_command(bool behaviour, const Output& out) {
   const bool migrate = migrates_requests();
   const std::array<Answer, 6> answers = {{
       {"option", option.supported(), option.supported() ? "" : option.why()},
-      from("steer", SteerProgram::probe()),
+      from("option_bpf", option.supported() ? Status{} : option::probe()),
       {"migrate", migrate, migrate ? "" : "net.ipv4.tcp_migrate_req is 0 or missing"},
       from("sock_diag_tcp", try_sock_diag(Protocol::tcp)),
       from("sock_diag_udp", try_sock_diag(Protocol::udp)),
       from("pidfd_getfd", try_pidfd_getfd()),
   }};
   const char* method = option.supported() ? "option"
-                       : answers[1].works ? "steer"
+                       : answers[1].works ? "option-bpf"
                        : migrate          ? "migrate"
                                           : "close";
   if (out.json) {

@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 #include <sched.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -18,25 +19,52 @@ bool contains(const std::vector<pid_t>& sorted, pid_t pid) {
   return std::binary_search(sorted.begin(), sorted.end(), pid);
 }
 
-Done enter_namespace_of(pid_t pid) {
-  const auto theirs = network_namespace(pid);
+Done enter_namespace_of(const Process& process) {
+  const auto theirs = process.network_namespace();
   if (!theirs) {
-    return failed(theirs.error(), fmt::format("process {}", pid));
+    return failed(theirs.error(), fmt::format("process {}", process.pid()));
   }
-  const auto ours = network_namespace(::getpid());
-  if (ours && *ours == *theirs) {
+  struct stat there {};
+  struct stat here {};
+  if (::fstat(theirs->get(), &there) == 0 && ::stat("/proc/self/ns/net", &here) == 0 &&
+      there.st_dev == here.st_dev && there.st_ino == here.st_ino) {
     return {};
   }
-  const Fd ns(::open(fmt::format("/proc/{}/ns/net", pid).c_str(), O_RDONLY | O_CLOEXEC));
-  if (!ns || ::setns(ns.get(), CLONE_NEWNET) != 0) {
-    return failed(
-        Error{"setns(CLONE_NEWNET)", errno,
-              fmt::format("process {} is in another network namespace; run as root", pid)});
+  if (::setns(theirs->get(), CLONE_NEWNET) != 0) {
+    return failed(Error{
+        "setns(CLONE_NEWNET)", errno,
+        fmt::format("process {} is in another network namespace; run as root", process.pid())});
   }
   return {};
 }
 
+bool has_reuseport(int fd) {
+  int value = 0;
+  socklen_t len = sizeof(value);
+  return ::getsockopt(fd, SOL_SOCKET, SO_REUSEPORT, &value, &len) == 0 && value != 0;
+}
+
 }  // namespace
+
+Result<ProcessPtr> Processes::of(pid_t pid) {
+  const auto known = open_.find(pid);
+  if (known != open_.end() && !known->second->ended()) {
+    return known->second;
+  }
+  auto opened = Process::open(pid);
+  if (!opened) {
+    return tl::unexpected(opened.error());
+  }
+  return open_[pid] = std::make_shared<const Process>(std::move(*opened));
+}
+
+bool Processes::below(const ProcessPtr& process, const ProcessPtr& root) {
+  const auto [it, fresh] = below_.try_emplace(process.get(), false);
+  if (fresh) {
+    it->second = descends(*process, *root);
+  }
+  return it->second;
+}
 
 bool Selection::wants(Protocol protocol) const {
   return tcp == udp || (protocol == Protocol::tcp ? tcp : udp);
@@ -78,19 +106,24 @@ bool View::in_tree(std::uint64_t inode) const {
                      [this](const Holder& h) { return contains(tree, h.pid); });
 }
 
-Outcome<View> look(const Selection& selection, const Process* server) {
+bool View::of_stranger(const DiagSocket& s) const {
+  const auto& who = holders.of(s.inode);
+  return server && s.uid != 0 && std::find(users.begin(), users.end(), s.uid) == users.end() &&
+         std::none_of(who.begin(), who.end(),
+                      [this](const Holder& h) { return h.pid == server->pid(); });
+}
+
+Outcome<View> look(const Selection& selection, ProcessPtr server) {
   View view;
-  std::optional<Process> held;
-  if (selection.pid && server == nullptr) {
+  if (selection.pid && !server) {
     auto opened = Process::open(*selection.pid);
     if (!opened) {
       return failed(opened.error());
     }
-    held = std::move(*opened);
-    server = &*held;
+    server = std::make_shared<const Process>(std::move(*opened));
   }
-  if (server != nullptr) {
-    if (auto ok = enter_namespace_of(server->pid()); !ok) {
+  if (server) {
+    if (auto ok = enter_namespace_of(*server); !ok) {
       return tl::unexpected(ok.error());
     }
   }
@@ -140,9 +173,10 @@ Outcome<View> look(const Selection& selection, const Process* server) {
     }
     view.holders = std::move(*holders);
   }
-  if (server != nullptr) {
+  if (server) {
     // after the holders: a child the server forks between the two is then known as its child
     auto tree = process_tree(server->pid());
+    view.users = users_of(*server);
     if (server->ended()) {
       // what was read below /proc may be another's that has taken the number
       return failed(Failure(Exit::error, fmt::format("process {} has ended", server->pid())));
@@ -151,6 +185,7 @@ Outcome<View> look(const Selection& selection, const Process* server) {
       return failed(tree.error());
     }
     view.tree = std::move(*tree);
+    view.server = std::move(server);
   }
   return view;
 }
@@ -168,13 +203,9 @@ Outcome<std::vector<std::size_t>> select(const Selection& selection, const View&
   if (!out.empty() || selection.everything()) {
     return out;
   }
-  if (selection.pid) {
+  if (view.server) {
     // distinguish "has none" from "we may not see them"
-    const auto process = Process::open(*selection.pid);
-    if (!process) {
-      return failed(process.error());
-    }
-    if (auto sockets = process->sockets(); !sockets) {
+    if (auto sockets = view.server->sockets(); !sockets) {
       return failed(sockets.error(), fmt::format("process {}", *selection.pid));
     }
   }
@@ -198,81 +229,88 @@ Outcome<Chosen> look_and_select(const Selection& selection) {
 
 std::string Target::str() const {
   return fmt::format("{} {} (socket {}, pid {})", to_string(socket.protocol), socket.local.str(),
-                     socket.inode, process.pid());
+                     socket.inode, pid());
 }
 
 bool Target::still_held() const {
-  return process.still_holds(remote_fd, socket.inode) ||
-         std::any_of(others.begin(), others.end(), [this](const auto& other) {
-           return other.first.still_holds(other.second, socket.inode);
-         });
+  return std::any_of(holders.begin(), holders.end(), [this](const auto& holder) {
+    return holder.first->still_holds(holder.second, socket.inode);
+  });
 }
 
-Outcome<Target> take(const DiagSocket& socket, const Holders& holders,
-                     const std::vector<pid_t>& prefer) {
-  auto who = holders.of(socket.inode);
+Outcome<Target> take(const DiagSocket& socket, const View& view, Processes& processes) {
+  auto who = view.holders.of(socket.inode);
   std::stable_partition(who.begin(), who.end(),
-                        [&](const Holder& h) { return contains(prefer, h.pid); });
+                        [&](const Holder& h) { return contains(view.tree, h.pid); });
   const std::string what = fmt::format("{} {}", to_string(socket.protocol), socket.local.str());
   if (who.empty()) {
-    if (holders.unreadable > 0) {
+    if (view.holders.unreadable > 0) {
       return failed(Failure(Exit::permission,
                             fmt::format("{}: held by a process this user must not look into", what),
                             "run as root or with CAP_SYS_PTRACE"));
     }
-    return failed(Failure(Exit::error, fmt::format("{}: no process holds it any more", what)));
+    return failed(Failure(Error{"find its process", ESTALE, "no process holds it any more"}, what));
   }
   std::optional<Failure> first;
+  Target target{socket, {}, {}, false};
   for (const Holder& h : who) {
-    auto process = Process::open(h.pid);
+    auto process = processes.of(h.pid);
     if (!process) {
       first = first ? first : Failure(process.error(), what);
       continue;
     }
-    auto fd = process->duplicate(h.fd, socket.inode);
-    if (!fd) {
-      first = first ? first : Failure(fd.error(), what);
+    if (!target.fd) {
+      auto fd = (*process)->duplicate(h.fd, socket.inode);
+      if (!fd) {
+        first = first ? first : Failure(fd.error(), what);
+        continue;
+      }
+      target.fd = std::move(*fd);
+      target.reuseport = has_reuseport(target.fd.get());
+    }
+    target.holders.emplace_back(*process, h.fd);
+  }
+  if (!target.fd) {
+    return failed(*first);
+  }
+  // the number may have been another's when the tree was read
+  const ProcessPtr& from = target.holders.front().first;
+  if (view.server && contains(view.tree, from->pid()) && !processes.below(from, view.server) &&
+      !from->ended()) {
+    return failed(Failure(
+        Error{"find its process", ESTALE,
+              fmt::format("process {} is not below {} any more", from->pid(), view.server->pid())},
+        what));
+  }
+  return target;
+}
+
+Outcome<std::vector<Target>> take_selected(const Selection& selection, const View& view,
+                                           Processes& processes) {
+  const auto chosen = select(selection, view);
+  if (!chosen) {
+    return tl::unexpected(chosen.error());
+  }
+  std::vector<Target> out;
+  for (const std::size_t i : *chosen) {
+    const DiagSocket& socket = view.sockets[i];
+    if (!selection.named() && view.of_stranger(socket)) {
       continue;
     }
-    Target target{socket, std::move(*process), h.fd, std::move(*fd)};
-    for (const Holder& other : who) {
-      if (auto more = Process::open(other.pid); more && other.pid != h.pid) {
-        target.others.emplace_back(std::move(*more), other.fd);
-      }
+    auto target = take(socket, view, processes);
+    if (!target) {
+      return tl::unexpected(target.error());
     }
-    return target;
-  }
-  return failed(*first);
-}
-
-std::vector<pid_t> foreign_holders(std::uint64_t inode, const View& view) {
-  std::vector<pid_t> pids;
-  for (const Holder& h : view.holders.of(inode)) {
-    if (pids.empty() || pids.back() != h.pid) {
-      pids.push_back(h.pid);
+    if (socket.protocol == Protocol::udp && !selection.named() && !target->reuseport) {
+      continue;
     }
+    out.push_back(std::move(*target));
   }
-  if (!view.tree.empty()) {
-    std::erase_if(pids, [&](pid_t p) { return contains(view.tree, p); });
-    return pids;
+  if (out.empty()) {
+    return failed(Failure(Exit::error, fmt::format("no listener with {}", selection.str()),
+                          "see reuseportctl list"));
   }
-  if (pids.size() < 2) {
-    return {};
-  }
-  for (const pid_t root : pids) {
-    const auto tree = process_tree(root);
-    if (tree &&
-        std::all_of(pids.begin(), pids.end(), [&](pid_t p) { return contains(*tree, p); })) {
-      return {};  // one server and its workers
-    }
-  }
-  return pids;
-}
-
-bool has_reuseport(int fd) {
-  int value = 0;
-  socklen_t len = sizeof(value);
-  return ::getsockopt(fd, SOL_SOCKET, SO_REUSEPORT, &value, &len) == 0 && value != 0;
+  return out;
 }
 
 }  // namespace reuseport::ctl

@@ -4,10 +4,11 @@
 #define REUSEPORTCTL_SELECT_HPP
 
 #include <cstdint>
-#include <nlohmann/json.hpp>
+#include <memory>
 #include <optional>
-#include <set>
 #include <string>
+#include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "failure.hpp"
@@ -17,6 +18,22 @@
 #include "reuseport/reuseport.hpp"
 
 namespace reuseport::ctl {
+
+/// A process that is held: its number cannot become another's.
+using ProcessPtr = std::shared_ptr<const Process>;
+
+/// Processes by number, each opened once: many sockets may have the same many holders.
+class Processes {
+ public:
+  [[nodiscard]] Result<ProcessPtr> of(pid_t pid);
+  void add(const ProcessPtr& process) { open_[process->pid()] = process; }
+  /// descends(), asked once a process.
+  [[nodiscard]] bool below(const ProcessPtr& process, const ProcessPtr& root);
+
+ private:
+  std::unordered_map<pid_t, ProcessPtr> open_;
+  std::unordered_map<const Process*, bool> below_;
+};
 
 /// --pid, --port, --addr, --inode, --tcp, --udp. Each narrows the choice.
 struct Selection {
@@ -29,6 +46,8 @@ struct Selection {
 
   /// Nothing was said, so everything is meant: fit for reading, not for changing.
   [[nodiscard]] bool everything() const { return !pid && !port && !address && !inode; }
+  /// More than a process: these very sockets.
+  [[nodiscard]] bool named() const { return port || address || inode; }
   [[nodiscard]] bool wants(Protocol protocol) const;
   [[nodiscard]] bool matches(const DiagSocket& s) const;
   [[nodiscard]] std::string str() const;
@@ -38,15 +57,20 @@ struct Selection {
 struct View {
   std::vector<DiagSocket> sockets;  ///< all listeners of the protocols asked, sorted
   Holders holders;
-  std::vector<pid_t> tree;  ///< of Selection::pid, sorted; empty without
-  std::string missing;      ///< protocols the kernel cannot list, for a note
+  ProcessPtr server;         ///< of Selection::pid; none without
+  std::vector<pid_t> tree;   ///< it and its descendants, sorted
+  std::vector<uid_t> users;  ///< that the server may act as
+  std::string missing;       ///< protocols the kernel cannot list, for a note
 
   [[nodiscard]] bool in_tree(std::uint64_t inode) const;
+  /// Made by another user than the server's, and not held by the server itself: something that runs
+  /// below it has opened a listener of its own.
+  [[nodiscard]] bool of_stranger(const DiagSocket& s) const;
 };
 
 /// Looks. With a pid, in the network namespace of that process, which the tool then stays in.
 /// @param server  the process of Selection::pid where it is held already; a failure when it ended
-[[nodiscard]] Outcome<View> look(const Selection& selection, const Process* server = nullptr);
+[[nodiscard]] Outcome<View> look(const Selection& selection, ProcessPtr server = {});
 
 /// Indices into View::sockets of those that are meant; a failure when there are none and a
 /// selection was given.
@@ -64,27 +88,25 @@ struct Chosen {
 /// A socket of another process in our hands.
 struct Target {
   DiagSocket socket;
-  Process process;  ///< one that holds it
-  int remote_fd = -1;
+  std::vector<std::pair<ProcessPtr, int>> holders;  ///< the first is the one it was taken from
   Fd fd;
-  std::vector<std::pair<Process, int>> others = {};  ///< further processes that hold it: workers
+  bool reuseport = false;  ///< SO_REUSEPORT is set
 
+  [[nodiscard]] pid_t pid() const { return holders.front().first->pid(); }
   /// Whether its server still has it open. A master may close it before its workers do.
   [[nodiscard]] bool still_held() const;
   /// "tcp 127.0.0.1:80 (socket 4711, pid 12)"
   [[nodiscard]] std::string str() const;
 };
 
-/// Takes a duplicate of @p socket from a holder, one of @p prefer if possible.
-[[nodiscard]] Outcome<Target> take(const DiagSocket& socket, const Holders& holders,
-                                   const std::vector<pid_t>& prefer);
+/// Takes a duplicate of @p socket from a holder, one of the view's tree if possible.
+[[nodiscard]] Outcome<Target> take(const DiagSocket& socket, const View& view,
+                                   Processes& processes);
 
-/// Processes that hold @p inode and are not one server: outside of @p tree, or, without a tree,
-/// outside of the process tree of every holder.
-[[nodiscard]] std::vector<pid_t> foreign_holders(std::uint64_t inode, const View& view);
-
-/// Whether SO_REUSEPORT is set on it.
-[[nodiscard]] bool has_reuseport(int fd);
+/// Takes hold of all selected sockets. Left out, unless @p selection names them by more than a
+/// process: UDP sockets without SO_REUSEPORT, which are clients, and listeners of strangers.
+[[nodiscard]] Outcome<std::vector<Target>> take_selected(const Selection& selection,
+                                                         const View& view, Processes& processes);
 
 }  // namespace reuseport::ctl
 

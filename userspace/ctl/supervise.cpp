@@ -13,8 +13,9 @@
 #include <utility>
 
 #include "child.hpp"
-#include "mode.hpp"
+#include "newcomer.hpp"
 #include "notify.hpp"
+#include "provider.hpp"
 #include "select.hpp"
 #include "wait.hpp"
 
@@ -29,7 +30,7 @@ constexpr auto poll_first = 20ms;
 constexpr auto poll_most = 200ms;
 /// After a restart, before the next: what comes meanwhile is one wish, not several.
 constexpr auto storm_pause = 1000ms;
-constexpr auto kill_grace = 1000ms;  // for the kernel to end what was killed
+constexpr auto way_back = 5000ms;  // for a newcomer that failed to give back what it has
 
 DrainOptions drain_options(const RestartOptions& options) {
   DrainOptions o;
@@ -37,6 +38,9 @@ DrainOptions drain_options(const RestartOptions& options) {
   o.timeout = options.drain_timeout;
   o.signal = options.signal;
   o.allow_last = options.allow_last;
+  o.require = options.require;
+  o.before_signal = options.before_signal;
+  o.connections = options.connections;
   return o;
 }
 
@@ -136,38 +140,39 @@ class Supervisor final : public Waiter {
     }
   }
 
-  /// Addresses on which @p child or its descendants listen with SO_REUSEPORT, and are ON.
-  static Outcome<std::vector<DiagSocket>> serving(const Child& child) {
+  struct Served {
+    View view;  ///< its sockets are those of the process and its descendants alone
+    std::vector<Target> targets;
+  };
+  /// What @p child and its descendants listen on.
+  static Outcome<Served> served_by(const Child& child) {
     Selection selection;
     selection.pid = child.pid();
-    const auto view = look(selection, &child.process());
+    auto view = look(selection, child.process());
     if (!view) {
       return tl::unexpected(view.error());
     }
-    std::vector<DiagSocket> out;
-    for (const DiagSocket& s : view->sockets) {
-      if (!view->in_tree(s.inode) || (s.info && Mode{s.info->mode} != Mode::on)) {
-        continue;
-      }
-      const auto target = ctl::take(s, view->holders, view->tree);
-      if (target && has_reuseport(target->fd.get())) {
-        out.push_back(s);
-      }
+    Processes processes;
+    auto targets = take_selected(selection, *view, processes);
+    if (!targets) {
+      return tl::unexpected(targets.error());
     }
-    return out;
+    std::erase_if(view->sockets, [&](const DiagSocket& s) { return !view->in_tree(s.inode); });
+    return Served{std::move(*view), std::move(*targets)};
   }
 
-  /// The first address of @p old that @p now does not serve with a socket of its own.
-  static std::optional<std::string> missing(const std::vector<DiagSocket>& old,
-                                            const std::vector<DiagSocket>& now) {
-    for (const DiagSocket& o : old) {
-      if (std::none_of(now.begin(), now.end(), [&](const DiagSocket& n) {
-            return n.same_address(o) && n.v6only == o.v6only && n.cookie != o.cookie;
-          })) {
-        return o.local.str();
+  /// What keeps @p now from taking over from @p old; empty: nothing.
+  static std::string lacks(const Served& old, const Served& now) {
+    Processes processes;
+    const Newcomers newcomers(now.view, old.targets, processes);
+    for (const Target& t : old.targets) {
+      const Successor successor = newcomers.of(t);
+      if (successor.cover == Cover::none) {
+        return fmt::format("does not serve {}{}{}", t.socket.local.str(),
+                           successor.why.empty() ? "" : ": ", successor.why);
       }
     }
-    return std::nullopt;
+    return {};
   }
 
   /// Runs --ready once, no longer than until @p deadline and the end of @p child.
@@ -182,11 +187,7 @@ class Supervisor final : public Waiter {
     }
     while (asked->running()) {
       if (Clock::now() >= deadline || !child.running() || !wait(poll_first)) {
-        asked->signal_group(SIGKILL);
-        const auto grace = after(kill_grace);
-        while (asked->running() && Clock::now() < grace) {
-          wait(poll_first);
-        }
+        end_group(*asked, children_, *this);
         return false;
       }
     }
@@ -198,26 +199,26 @@ class Supervisor final : public Waiter {
   /// --ready says yes.
   Done until_ready(const Child& child, const Child* old) {
     const auto deadline = after(options_.ready_timeout);
-    std::string lacks = "any address with SO_REUSEPORT";
+    std::string lacking = "does not serve any address with SO_REUSEPORT";
     std::chrono::milliseconds pause = poll_first;
     for (;;) {
       if (!child.running()) {
         return failed(Failure(Exit::error, fmt::format("process {} {} before it was ready",
                                                        child.pid(), child.how())));
       }
-      const auto now = serving(child);
+      const auto now = served_by(child);
       if (!now && (now.error().exit == Exit::unsupported || now.error().exit == Exit::permission)) {
         return tl::unexpected(now.error());  // waiting will not help
       }
-      bool all = now && !now->empty();
-      if (all && old != nullptr && old->running()) {
-        const auto before = serving(*old);
-        const auto gap = before ? missing(*before, *now) : std::nullopt;
-        all = before && !gap;
-        lacks = gap ? *gap : lacks;
+      bool all = now && std::any_of(now->targets.begin(), now->targets.end(),
+                                    [](const Target& t) { return t.reuseport; });
+      if (all && old != nullptr && old->running() && !options_.allow_last) {
+        const auto before = served_by(*old);
+        const std::string gap = before ? lacks(*before, *now) : before.error().line();
+        all = gap.empty();
+        lacking = gap.empty() ? lacking : gap;
       }
       if (all) {
-        lacks = "--ready says no";
         const auto ready = ask_ready(child, deadline);
         if (!ready) {
           return tl::unexpected(ready.error());
@@ -225,13 +226,11 @@ class Supervisor final : public Waiter {
         if (*ready) {
           return {};
         }
+        lacking = "--ready says no";
       }
       if (Clock::now() >= deadline) {
-        return failed(
-            Failure(Exit::error, fmt::format("process {} was not ready in time ({})", child.pid(),
-                                             options_.ready.empty() || lacks != "--ready says no"
-                                                 ? "does not serve " + lacks
-                                                 : lacks)));
+        return failed(Failure(Exit::error, fmt::format("process {} was not ready in time ({})",
+                                                       child.pid(), lacking)));
       }
       if (!wait(pause)) {
         return failed(why());
@@ -252,7 +251,7 @@ class Supervisor final : public Waiter {
     }
     std::optional<DrainResult> drained;
     if (ok && current_->running()) {
-      auto result = drain(drain_options(options_), current_->process(), *this, out_);
+      auto result = drain(drain_options(options_), current_->process(), {*this, children_, out_});
       if (result) {
         drained = std::move(*result);
       } else if (result.error().exit == Exit::deadline || !current_->running()) {
@@ -265,10 +264,10 @@ class Supervisor final : public Waiter {
     }
     out_.end_progress();
     if (!ok) {
-      if (next) {
-        dismiss(*next);
-      }
       out_.failure(ok.error());
+      if (next) {
+        give_back(*next);
+      }
       event("restart_failed", {{"pid", current_->pid()}, {"message", ok.error().line()}});
       notify_.ready(
           fmt::format("serving, pid {}; restart failed: {}", current_->pid(), ok.error().line()));
@@ -287,6 +286,19 @@ class Supervisor final : public Waiter {
             ? fmt::format("drained by {}", to_string(drained->method))
             : fmt::format("not drained ({}): {}", to_string(drained->method), drained->reason)));
     notify_.ready(fmt::format("serving, pid {}", current_->pid()));
+  }
+
+  /// A newcomer that failed may have got connections already: it is drained, and then ended.
+  void give_back(const Child& next) {
+    if (next.running() && current_->running() && !stopping_) {
+      DrainOptions o;
+      o.method = options_.method;
+      o.timeout = std::min<std::chrono::milliseconds>(options_.drain_timeout, way_back);
+      if (const auto back = drain(o, next.process(), {*this, children_, out_}); !back) {
+        out_.end_progress();
+      }
+    }
+    dismiss(next);
   }
 
   [[nodiscard]] Clock::time_point kill_time() const {
@@ -392,8 +404,8 @@ Outcome<int> supervise(const RestartOptions& options, const Output& out) {
   if (options.dry_run) {
     return dry_run(options, out);
   }
-  if (options.method == Method::option) {
-    if (auto ok = require_option(); !ok) {
+  if (options.method == Method::option || options.require) {
+    if (const auto ok = try_provider(); !ok) {
       return tl::unexpected(ok.error());
     }
   }

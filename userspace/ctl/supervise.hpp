@@ -10,6 +10,8 @@
 
 #include <chrono>
 #include <csignal>
+#include <cstddef>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -27,8 +29,11 @@ struct RestartOptions {
   std::chrono::milliseconds stop_timeout{90'000};  ///< after the signal; then SIGKILL. 0: never
   int signal = SIGTERM;
   Method method = Method::automatic;
-  bool allow_last = false;
-  bool dry_run = false;  ///< only say what would be run, and how it would drain
+  bool require = false;  ///< as for drain, and the two below
+  std::string before_signal;
+  std::optional<std::size_t> connections;
+  bool allow_last = false;  ///< also addresses that the new server does not serve
+  bool dry_run = false;     ///< only say what would be run, and how it would drain
 };
 
 /// Runs CMD until it ends or SIGTERM or SIGINT come; returns what to exit with: the status of CMD,

@@ -86,7 +86,7 @@ std::string visible(std::string_view text) {
 
 std::string nearest(std::string_view word, const std::vector<std::string>& known) {
   std::string best;
-  std::size_t least = std::max<std::size_t>(word.size() / 3, 1) + 1;
+  std::size_t least = std::max<std::size_t>(word.size() * 2 / 5, 1) + 1;
   for (const std::string& k : known) {
     const std::size_t d = distance(word, k);
     if (d < least || (k.starts_with(word) && word.size() > 2 && best.empty())) {

@@ -64,6 +64,8 @@ class Session {
   /// a BPF program of its own; EINVAL: not a SO_REUSEPORT listener of this namespace; EOPNOTSUPP:
   /// MPTCP or another protocol.
   [[nodiscard]] Status adopt(int fd);
+  /// Many at once, for one look at the others instead of one each.
+  [[nodiscard]] Status adopt(const std::vector<int>& fds);
 
   /// Takes in what has joined the ports of adopted listeners since. A drain calls this now and
   /// then: beside a listener that is not known, lookups are left to the kernel, and SETTLED is not
@@ -84,6 +86,7 @@ class Session {
  private:
   struct Parts;
   explicit Session(std::unique_ptr<Parts> parts);
+  [[nodiscard]] Status adopt_one(int fd);
   std::unique_ptr<Parts> parts_;
 };
 

@@ -107,6 +107,19 @@ Result<Session> Session::start(int netns, GroupSize size) {
 }
 
 Status Session::adopt(int fd) {
+  return adopt(std::vector<int>{fd});
+}
+
+Status Session::adopt(const std::vector<int>& fds) {
+  for (const int fd : fds) {
+    if (auto ok = adopt_one(fd); !ok) {
+      return ok;
+    }
+  }
+  return refresh();
+}
+
+Status Session::adopt_one(int fd) {
   const auto cookie = cookie_of(fd);
   const auto port = port_of(fd);
   if (!cookie || !port) {
@@ -131,7 +144,7 @@ Status Session::adopt(int fd) {
   if (bpf_map_update_elem(parts_->object.map("wanted"), &*port, &one, BPF_ANY) != 0) {
     return bpf_fail("bpf(BPF_MAP_UPDATE_ELEM, wanted)", errno);
   }
-  return refresh();
+  return {};
 }
 
 Status Session::refresh() {

@@ -2,12 +2,14 @@
 // reuseportctl drain.
 #include <linux/filter.h>
 #include <linux/sched.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 
 #include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <optional>
+#include <thread>
 
 #include "support/ctl.hpp"
 
@@ -29,10 +31,9 @@ TEST_F(CtlTest, drain_dry_run_changes_nothing) {
   const auto before = modes();
   const auto ran = run({"drain", "--json", "--dry-run", "--pid", pid_of(old), "--signal", "KILL"});
   EXPECT_EQ(ran.code, 0) << ran.err;
-  EXPECT_EQ(ran.doc()["drain"]["method"], test::expect_supported() ? "option" : "steer");
+  EXPECT_EQ(ran.doc()["drain"]["method"], best());
   EXPECT_EQ(ran.doc()["drain"]["dry_run"], true);
   EXPECT_EQ(modes(), before);
-  EXPECT_FALSE(program_attached());
   EXPECT_EQ(::kill(old.pid(), 0), 0);
 }
 
@@ -46,8 +47,7 @@ TEST_F(CtlTest, restarts_under_load_lose_nothing) {
     const json d = ran.doc()["drain"];
     EXPECT_EQ(d["drained"], true);
     EXPECT_EQ(d["ended"], true);
-    EXPECT_EQ(d["method"], test::expect_supported() ? "option" : "steer");
-    EXPECT_FALSE(program_attached());
+    EXPECT_EQ(d["method"], best());
     ASSERT_TRUE(test::eventually([&] { return old->ended(); }));
     old.emplace(std::move(fresh));
   }
@@ -56,22 +56,21 @@ TEST_F(CtlTest, restarts_under_load_lose_nothing) {
   EXPECT_EQ(failed, 0);
 }
 
-TEST_F(CtlTest, drain_without_signal_leaves_the_old_one_off_or_waits_for_its_close) {
+TEST_F(CtlTest, drain_without_signal_leaves_the_old_one_standby_or_waits_for_its_close) {
   Running old = server(1);
   const Running fresh = server(1);
   auto drain = start_tool({"drain", "--json", "--pid", pid_of(old)});
   if (test::expect_supported()) {
     EXPECT_EQ(drain.result().code, 0);
-    EXPECT_NE(std::find(modes().begin(), modes().end(), "off"), modes().end());
+    const auto now = modes();
+    EXPECT_EQ(std::count(now.begin(), now.end(), "standby"), 1);
     EXPECT_EQ(::kill(old.pid(), 0), 0);
     return;
   }
   ASSERT_TRUE(test::eventually(
       [&] { return drain.peek().err.find("waiting for the server") != std::string::npos; }));
-  EXPECT_TRUE(program_attached());
   old.signal(SIGTERM);
   EXPECT_EQ(drain.result().code, 0);
-  EXPECT_FALSE(program_attached());
 }
 
 TEST_F(CtlTest, deadline_with_a_half_open_request_and_a_server_that_never_accepts) {
@@ -88,7 +87,6 @@ TEST_F(CtlTest, deadline_with_a_half_open_request_and_a_server_that_never_accept
   EXPECT_EQ(ran.doc()["error"]["detail"]["queued_left"], 3);
   EXPECT_EQ(ran.doc()["error"]["detail"]["signalled"], false);
   EXPECT_EQ(::kill(old.pid(), 0), 0) << "not signalled";
-  EXPECT_FALSE(program_attached());
   if (test::expect_supported()) {
     auto now = modes();
     std::sort(now.begin(), now.end());
@@ -131,14 +129,12 @@ TEST_F(CtlTest, killed_half_way_by_a_signal_it_restores) {
   const auto before = modes();
   for (const int s : {SIGTERM, SIGINT, SIGHUP, SIGQUIT}) {
     auto drain = start_tool({"drain", "--pid", pid_of(old), "--signal", "TERM"});
-    ASSERT_TRUE(test::eventually([&] { return modes() != before || program_attached(); }))
-        << drain.peek().err;
+    ASSERT_TRUE(test::eventually([&] { return at_work(drain, before); })) << drain.peek().err;
     drain.signal(s);
     const auto ran = drain.result();
     EXPECT_EQ(ran.code, 1) << ran.err;
     EXPECT_NE(ran.err.find("stopped by SIG"), std::string::npos) << ran.err;
     EXPECT_EQ(modes(), before);
-    EXPECT_FALSE(program_attached());
     EXPECT_EQ(::kill(old.pid(), 0), 0);
   }
 }
@@ -162,21 +158,6 @@ pid_t server_with_number(pid_t pid, const std::string& how) {
   return got;
 }
 
-/// Whether @p pid has a pidfd of process @p of.
-bool holds_pidfd_of(pid_t pid, pid_t of) {
-  std::error_code gone;
-  for (const auto& entry :
-       std::filesystem::directory_iterator("/proc/" + std::to_string(pid) + "/fdinfo", gone)) {
-    std::ifstream info(entry.path());
-    for (std::string line; std::getline(info, line);) {
-      if (line == "Pid:\t" + std::to_string(of)) {
-        return true;
-      }
-    }
-  }
-  return false;
-}
-
 TEST_F(CtlTest, a_recycled_number_is_neither_drained_nor_signalled) {
   if (::geteuid() != 0) {
     GTEST_SKIP() << "needs root to choose a process id";
@@ -185,7 +166,8 @@ TEST_F(CtlTest, a_recycled_number_is_neither_drained_nor_signalled) {
   const pid_t number = old.pid();
   auto drain = start_tool(
       {"drain", "--await-newcomer", "--timeout", "10", "--pid", pid_of(old), "--signal", "KILL"});
-  ASSERT_TRUE(test::eventually([&] { return holds_pidfd_of(drain.pid(), number); }));
+  ASSERT_TRUE(
+      test::eventually([&] { return fdinfo_has(drain.pid(), "Pid:\t" + std::to_string(number)); }));
   drain.signal(SIGSTOP);
   old.kill(SIGKILL);
   ASSERT_EQ(server_with_number(number, port() + " 1"), number) << std::strerror(errno);
@@ -214,8 +196,7 @@ TEST_F(CtlTest, killed_by_sigkill_the_old_one_still_serves_when_the_newcomer_goe
   }
   const auto before = modes();
   auto drain = start_tool({"drain", "--pid", pid_of(old), "--signal", "TERM"});
-  ASSERT_TRUE(test::eventually([&] { return modes() != before || program_attached(); }))
-      << drain.peek().err;
+  ASSERT_TRUE(test::eventually([&] { return at_work(drain, before); })) << drain.peek().err;
   drain.kill(SIGKILL);
   ::kill(old.pid(), SIGCONT);
   fresh.kill(SIGKILL);
@@ -233,13 +214,14 @@ TEST_F(CtlTest, when_the_newcomer_dies_the_old_one_goes_on) {
   Running fresh = server(1, "defer");
   const auto before = modes();
   auto drain = start_tool({"drain", "--pid", pid_of(old), "--signal", "TERM"});
-  ASSERT_TRUE(test::eventually([&] { return modes() != before || program_attached(); }));
+  ASSERT_TRUE(test::eventually([&] { return at_work(drain, before); }));
   fresh.kill(SIGKILL);
   const auto ran = drain.result();
-  EXPECT_EQ(ran.code, 1) << ran.err;
-  EXPECT_NE(ran.err.find("the newcomer is gone"), std::string::npos) << ran.err;
+  // by BPF nothing shows from outside whether it had switched already
+  EXPECT_TRUE(ran.code == 1 || (ran.code == 7 && !test::expect_supported())) << ran.err;
+  EXPECT_TRUE(ran.code == 7 || ran.err.find("the newcomer is gone") != std::string::npos)
+      << ran.err;
   EXPECT_EQ(::kill(old.pid(), 0), 0);
-  EXPECT_FALSE(program_attached());
   if (test::expect_supported()) {
     EXPECT_EQ(modes(), (std::vector<std::string>{"on"}));
   }
@@ -252,12 +234,11 @@ TEST_F(CtlTest, an_old_one_that_ignores_the_signal_is_reported) {
       {"drain", "--json", "--timeout", "1", "--pid", pid_of(old), "--signal", "TERM", "--wait"});
   EXPECT_EQ(ran.code, 6) << ran.out << ran.err;
   EXPECT_EQ(::kill(old.pid(), 0), 0);
-  EXPECT_FALSE(program_attached());
 }
 
 TEST_F(CtlTest, somebody_elses_program_is_left_alone_and_reported) {
   if (test::expect_supported()) {
-    return;  // with the option nothing is attached
+    return;  // with the option in the kernel nothing is in its way
   }
   const Running old = server(1);
   const Running fresh = server(1);
@@ -266,34 +247,317 @@ TEST_F(CtlTest, somebody_elses_program_is_left_alone_and_reported) {
   const sock_fprog prog{code.size(), code.data()};
   ASSERT_EQ(::setsockopt(member.get(), SOL_SOCKET, SO_ATTACH_REUSEPORT_CBPF, &prog, sizeof(prog)),
             0);
-  expect_refused({{"drain", "--method", "steer", "--pid", pid_of(old)}, 1, "not replaced"});
+  expect_refused({{"drain", "--method", "option", "--pid", pid_of(old)}, 1, "program"});
+  expect_refused({{"drain", "--require", "--pid", pid_of(old), "--signal", "TERM"}, 1, "program"});
   EXPECT_TRUE(program_attached());
   const auto ran = run({"drain", "--json", "--pid", pid_of(old), "--signal", "TERM"});
-  EXPECT_EQ(ran.code, 0) << ran.err;
+  EXPECT_EQ(ran.code, 8) << ran.err;
   EXPECT_EQ(ran.doc()["drain"]["method"], "close") << "auto falls back, and says so";
   EXPECT_EQ(ran.doc()["drain"]["drained"], false);
-  EXPECT_NE(ran.doc()["drain"]["reason"].get<std::string>().find("not replaced"),
-            std::string::npos);
+  EXPECT_NE(ran.doc()["drain"]["reason"].get<std::string>().find("program"), std::string::npos);
 }
 
-TEST_F(CtlTest, method_option_on_a_kernel_without_it) {
+TEST_F(CtlTest, what_cannot_drain_is_never_exit_0) {
   const Running old = server(1);
   const Running fresh = server(1);
   if (!test::expect_supported()) {
-    expect_refused({{"drain", "--method", "option", "--pid", pid_of(old)}, 3, "lacks"});
+    expect_refused({{"drain", "--method", "option", "--pid", pid_of(old)}, 4, "BPF"}, forbid_bpf);
+    expect_refused({{"drain", "--require", "--pid", pid_of(old), "--signal", "TERM"}, 4, "BPF"},
+                   forbid_bpf);
+    EXPECT_EQ(::kill(old.pid(), 0), 0);
   }
   expect_refused({{"drain", "--method", "close", "--pid", pid_of(old)}, 2, "--signal"});
   const auto ran =
       run({"drain", "--json", "--method", "close", "--pid", pid_of(old), "--signal", "TERM"});
-  EXPECT_EQ(ran.code, 0);
+  EXPECT_EQ(ran.code, 8) << ran.err;
   EXPECT_EQ(ran.doc()["drain"]["drained"], false) << "close is never called a drain";
+}
+
+TEST_F(CtlTest, a_server_whose_first_thread_has_ended_is_not_closed) {
+  const Running old = server(1, "threads defer");
+  const Fd client = test::open_client(address("127.0.0.1", port_));
+  ASSERT_EQ(test::connect_result(client.get()), 0);
+  const Running fresh = server(1, "defer");
+  auto drain = start_tool({"drain", "--json", "--pid", pid_of(old), "--signal", "TERM", "--wait"});
+  EXPECT_FALSE(test::eventually([&] { return drain.ended(); }, 500ms)) << drain.peek().err;
+  ASSERT_EQ(::send(client.get(), "x", 1, 0), 1);
+  const auto ran = drain.result();
+  if (ran.err.find("needs Linux 6.9") != std::string::npos) {
+    EXPECT_NE(ran.code, 0);
+    return;
+  }
+  EXPECT_EQ(ran.code, 0) << ran.err;
+  EXPECT_EQ(ran.doc()["drain"]["drained"], true);
+  EXPECT_EQ(ran.doc()["drain"]["listeners"][0]["closed_by_server"], false);
+  std::array<char, 16> text{};
+  ASSERT_TRUE(test::eventually(
+      [&] { return ::recv(client.get(), text.data(), text.size() - 1, MSG_DONTWAIT) > 0; }));
+  EXPECT_EQ(std::atoi(text.data()), old.pid());
+}
+
+TEST_F(CtlTest, a_server_that_forks_is_not_shared_with_its_children) {
+  const Running old = server(1, "forks");
+  const Running fresh = server(1);
+  for (int i = 0; i < 25; i++) {
+    const auto ran =
+        run({"drain", "--dry-run", "--method", "close", "--pid", pid_of(old), "--signal", "TERM"});
+    ASSERT_EQ(ran.code, 0) << "turn " << i << ": " << ran.err;
+  }
+}
+
+TEST_F(CtlTest, a_strangers_listener_below_the_server_is_left_alone) {
+  if (::geteuid() != 0) {
+    GTEST_SKIP() << "needs root to become somebody else";
+  }
+  const Running old = server(1, "stranger");
+  ASSERT_TRUE(test::eventually([&] {
+    auto diag = SockDiag::open();
+    return diag->listeners(Protocol::tcp, static_cast<std::uint16_t>(port_ + 1))->size() == 1;
+  }));
+  const Running fresh = server(1);
+  const auto ran =
+      run({"drain", "--dry-run", "--method", "close", "--pid", pid_of(old), "--signal", "TERM"});
+  EXPECT_EQ(ran.code, 0) << ran.err;
+  EXPECT_NE(ran.err.find("left alone"), std::string::npos) << ran.err;
+}
+
+TEST_F(CtlTest, what_must_not_be_looked_into_counts_as_shared) {
+  if (::geteuid() != 0) {
+    GTEST_SKIP() << "needs root to become somebody else";
+  }
+  const auto nobody = [&] {
+    Running started({self()}, become_nobody, {"CTL_TEST_SERVER=" + port() + " 1"});
+    return started;
+  };
+  const Running old = nobody();
+  const Running fresh = nobody();
+  ASSERT_TRUE(test::eventually([&] { return listeners().size() == 2; }));
+  const std::vector<std::string> args = {"drain", "--dry-run", "--method", "close",
+                                         "--pid", pid_of(old), "--signal", "TERM"};
+  expect_refused({args, 5, "run as root"}, become_nobody);
+  auto allowed = args;
+  allowed.emplace_back("--allow-shared");
+  EXPECT_EQ(run(allowed, become_nobody).code, 0);
+}
+
+TEST_F(CtlTest, a_second_drain_says_who_is_at_it) {
+  const Running old = server(1, "defer");
+  const Fd client = test::open_client(address("127.0.0.1", port_));
+  ASSERT_EQ(test::connect_result(client.get()), 0);
+  const Running fresh = server(1, "defer");
+  const auto before = modes();
+  auto first = start_tool({"drain", "--pid", pid_of(old), "--signal", "TERM"});
+  ASSERT_TRUE(test::eventually([&] { return at_work(first, before); })) << first.peek().err;
+  const auto second =
+      run({"drain", "--timeout", "300ms", "--pid", pid_of(old), "--signal", "TERM"});
+  EXPECT_EQ(second.code, 6) << second.err;
+  EXPECT_NE(second.err.find("process " + pid_of(first) + " (reuseportctl)"), std::string::npos)
+      << second.err;
+  EXPECT_EQ(second.err.find("allow-shared"), std::string::npos) << second.err;
+  EXPECT_FALSE(first.ended());
+  // and it is waited for
+  auto third = start_tool({"drain", "--pid", pid_of(old), "--signal", "TERM"});
+  EXPECT_FALSE(test::eventually([&] { return third.ended(); }, 300ms));
+  first.signal(SIGTERM);
+  EXPECT_EQ(first.result().code, 1);
+  ASSERT_EQ(::send(client.get(), "x", 1, 0), 1);
+  EXPECT_EQ(third.result().code, 0) << third.peek().err;
+}
+
+TEST_F(CtlTest, a_newcomer_of_a_wider_address_is_judged_as_the_kernel_routes) {
+  const auto dry = [&](const Running& old) {
+    return run(
+        {"drain", "--dry-run", "--method", "close", "--pid", pid_of(old), "--signal", "TERM"});
+  };
+  const Running old = server(1);
+  {
+    const Running any = server(1, "ip=0.0.0.0");
+    EXPECT_EQ(dry(old).code, 0) << dry(old).err;
+    EXPECT_EQ(dry(any).code, 7) << "127.0.0.1 is only a part of 0.0.0.0";
+    EXPECT_NE(dry(any).err.find("only a part"), std::string::npos) << dry(any).err;
+  }
+  ASSERT_TRUE(test::eventually([&] { return listeners().size() == 1; }));
+  {
+    const Running dual = server(1, "ip=::");
+    EXPECT_EQ(dry(old).code, 0) << dry(old).err;
+    EXPECT_EQ(dry(dual).code, 7);
+  }
+  ASSERT_TRUE(test::eventually([&] { return listeners().size() == 1; }));
+  const Running six = server(1, "ip=:: v6only");
+  const auto ran = dry(old);
+  EXPECT_EQ(ran.code, 7) << ran.err;
+  EXPECT_NE(ran.err.find("IPV6_V6ONLY"), std::string::npos) << ran.err;
+}
+
+TEST_F(CtlTest, lookups_go_on_to_a_newcomer_of_a_wider_address) {
+  auto old = std::make_optional<Running>(server(1));
+  const Running fresh = server(1, "ip=::");
+  Load load([&] { return ask() != 0; });
+  const auto ran = run({"drain", "--json", "--pid", pid_of(*old), "--signal", "TERM", "--wait"});
+  EXPECT_EQ(ran.code, 0) << ran.err;
+  EXPECT_EQ(ran.doc()["drain"]["method"], best());
+  EXPECT_EQ(ask(), fresh.pid());
+  const auto [answered, failed] = load.stop();
+  EXPECT_GT(answered, 0);
+  EXPECT_EQ(failed, 0);
+}
+
+TEST_F(CtlTest, a_listener_without_reuseport_is_told_so) {
+  const Running old = server(1, "plain");
+  expect_refused({{"drain", "--pid", pid_of(old), "--signal", "TERM"}, 7, "has no SO_REUSEPORT"});
+  const auto ran = run({"drain", "--pid", pid_of(old), "--signal", "TERM"});
+  EXPECT_EQ(ran.err.find("start the newcomer"), std::string::npos) << ran.err;
+  EXPECT_EQ(ask(), old.pid());
+}
+
+TEST_F(CtlTest, allow_last_works_with_every_method) {
+  for (const char* method : {"auto", "close"}) {
+    Running old = server(1);
+    const auto ran = run({"drain", "--method", method, "--allow-last", "--pid", pid_of(old),
+                          "--signal", "TERM", "--wait"});
+    EXPECT_EQ(ran.code, std::string(method) == "close" ? 8 : 0) << method << ran.err;
+    EXPECT_TRUE(test::eventually([&] { return old.ended(); }));
+  }
+}
+
+TEST_F(CtlTest, connections_are_waited_for_and_none_is_cut) {
+  const std::string said = "/tmp/ctl_test.before." + port();
+  for (const char* method : {"close", "auto"}) {
+    const Running old = server(1, "keep");
+    std::vector<Fd> clients;
+    for (int i = 0; i < 3; i++) {
+      clients.push_back(test::open_client(address("127.0.0.1", port_)));
+      ASSERT_EQ(test::connect_result(clients.back().get()), 0);
+      std::array<char, 16> text{};
+      ASSERT_TRUE(test::eventually([&] {
+        return ::recv(clients.back().get(), text.data(), text.size(), MSG_DONTWAIT) > 0;
+      }));
+    }
+    const Running fresh = server(1);
+    auto drain = start_tool({"drain", "--json", "--method", method, "--pid", pid_of(old),
+                             "--before-signal", "echo $REUSEPORT_PID >" + said, "--connections",
+                             "1", "--signal", "TERM", "--wait"});
+    ASSERT_TRUE(test::eventually([&] { return std::filesystem::exists(said); }))
+        << drain.peek().err;
+    EXPECT_FALSE(test::eventually([&] { return drain.ended(); }, 300ms)) << drain.peek().err;
+    for (const Fd& client : clients) {
+      char byte = 0;
+      EXPECT_EQ(::recv(client.get(), &byte, 1, MSG_DONTWAIT), -1) << "cut";
+    }
+    clients.resize(1);
+    const auto ran = drain.result();
+    EXPECT_EQ(ran.code, std::string(method) == "close" ? 8 : 0) << ran.err;
+    EXPECT_EQ(ran.doc()["drain"]["connections_left"], 1) << ran.out;
+    std::ifstream file(said);
+    pid_t pid = 0;
+    EXPECT_TRUE(file >> pid);
+    EXPECT_EQ(pid, old.pid());
+    ::unlink(said.c_str());
+  }
+}
+
+TEST_F(CtlTest, connections_that_stay_are_exit_6_and_no_signal) {
+  const Running old = server(1, "keep");
+  const Fd client = test::open_client(address("127.0.0.1", port_));
+  ASSERT_EQ(test::connect_result(client.get()), 0);
+  const Running fresh = server(1);
+  const auto ran = run({"drain", "--json", "--method", "close", "--timeout", "3", "--connections",
+                        "0", "--pid", pid_of(old), "--signal", "TERM"});
+  EXPECT_EQ(ran.code, 6) << ran.err;
+  EXPECT_EQ(ran.doc()["error"]["detail"]["connections_left"], 1) << ran.out;
+  EXPECT_EQ(::kill(old.pid(), 0), 0);
+}
+
+TEST_F(CtlTest, a_before_signal_that_fails_or_hangs_changes_nothing) {
+  const Running old = server(1);
+  const Running fresh = server(1);
+  const auto before = modes();
+  auto ran = run({"drain", "--before-signal", "exit 3", "--pid", pid_of(old), "--signal", "TERM"});
+  EXPECT_EQ(ran.code, 1) << ran.err;
+  EXPECT_EQ(modes(), before);
+  ran = run({"drain", "--timeout", "1", "--before-signal", "sleep 300", "--pid", pid_of(old),
+             "--signal", "TERM"});
+  EXPECT_EQ(ran.code, 6) << ran.err;
+  EXPECT_EQ(modes(), before);
+  EXPECT_EQ(::kill(old.pid(), 0), 0);
+}
+
+TEST_F(CtlTest, ready_is_asked_first) {
+  const std::string file = "/tmp/ctl_test.ready." + port();
+  const Running old = server(1);
+  const Running fresh = server(1);
+  const auto before = modes();
+  auto drain =
+      start_tool({"drain", "--ready", "test -e " + file + " -a $REUSEPORT_PID = " + pid_of(fresh),
+                  "--pid", pid_of(old), "--signal", "TERM"});
+  EXPECT_FALSE(test::eventually([&] { return drain.ended() || modes() != before; }, 500ms))
+      << drain.peek().err;
+  std::ofstream(file) << "yes";
+  EXPECT_EQ(drain.result().code, 0) << drain.peek().err;
+  ::unlink(file.c_str());
+  const Running next = server(1);
+  const auto never = run({"drain", "--timeout", "300ms", "--ready", "false", "--pid", pid_of(fresh),
+                          "--signal", "TERM"});
+  EXPECT_EQ(never.code, 6) << never.err;
+  EXPECT_EQ(::kill(fresh.pid(), 0), 0);
+}
+
+TEST_F(CtlTest, many_holders_of_many_listeners_need_few_descriptors) {
+  const Running old = server(32, "workers=32");
+  const Running fresh = server(1);
+  ASSERT_TRUE(test::eventually([&] {
+    const json all = run({"list", "--json", "--pid", pid_of(old)}).doc()["listeners"];
+    return all.is_array() && all.size() == 32 && all[0]["processes"].size() == 33;
+  }));
+  const auto ran = run(
+      {"drain", "--dry-run", "--method", "close", "--pid", pid_of(old), "--signal", "TERM"}, [] {
+        const rlimit few{256, 256};
+        ::setrlimit(RLIMIT_NOFILE, &few);
+      });
+  EXPECT_EQ(ran.code, 0) << ran.err;
+}
+
+/// Whatever becomes of the tool, whenever: the address is served, also when the newcomer dies.
+TEST_F(CtlTest, stopped_or_killed_at_any_step_it_leaves_listeners_that_serve) {
+  const Running old = server(2, "keep");
+  const Fd client = test::open_client(address("127.0.0.1", port_));
+  ASSERT_EQ(test::connect_result(client.get()), 0);
+  constexpr int turns = 16;
+  for (int turn = 0; turn < turns; turn++) {
+    for (const int how : {SIGKILL, SIGSTOP}) {
+      Running fresh = server(2);
+      // the connection that is kept holds the drain back before the signal
+      auto drain =
+          start_tool({"drain", "--pid", pid_of(old), "--connections", "0", "--signal", "KILL"});
+      std::this_thread::sleep_for(std::chrono::milliseconds(turn * 12));
+      drain.signal(how);
+      for (int i = 0; i < 8; i++) {
+        int error = 0;
+        const pid_t who = ask(&error);
+        EXPECT_TRUE(who == old.pid() || who == fresh.pid()) << turn << ": " << std::strerror(error);
+      }
+      fresh.kill(SIGKILL);
+      for (int i = 0; i < 8; i++) {
+        int error = 0;
+        EXPECT_EQ(ask(&error), old.pid()) << turn << ": " << std::strerror(error);
+      }
+      drain.kill(SIGKILL);
+      ASSERT_EQ(::kill(old.pid(), 0), 0);
+    }
+  }
 }
 
 TEST_F(CtlTest, udp_is_drained_too) {
   const Running old = server(1, "udp idle");
   const Running fresh = server(1, "udp idle");
   const auto ran = run({"drain", "--json", "--pid", pid_of(old), "--signal", "TERM", "--wait"});
-  EXPECT_EQ(ran.code, 0) << ran.err;
+  const json d = ran.doc()["drain"];
+  if (test::expect_supported() || d["drained"] == true) {
+    EXPECT_EQ(ran.code, 0) << ran.err;
+  } else {
+    EXPECT_EQ(ran.code, 8) << ran.err;
+    EXPECT_TRUE(d["reason"].is_string()) << "BPF cannot take it in, and that is said: " << ran.out;
+  }
   EXPECT_EQ(ran.doc()["drain"]["listeners"].size(), 1U);
   EXPECT_EQ(listeners().size(), 1U);
 }

@@ -6,7 +6,6 @@
 #include <regex>
 #include <sstream>
 
-#include "host/steer.hpp"
 #include "support/ctl.hpp"
 
 namespace reuseport {
@@ -92,6 +91,45 @@ TEST_F(CtlTest, show_tells_more) {
   EXPECT_NE(text.out.find("  inode       "), std::string::npos) << text.out;
 }
 
+TEST_F(CtlTest, list_tells_dual_stack) {
+  const Running dual = server(1, "ip=::");
+  const Running six = server(1, "ip=::1");
+  const auto text = run({"list", "--port", port()}).out;
+  EXPECT_TRUE(std::regex_search(text, std::regex("tcp46 +\\[::\\]"))) << text;
+  EXPECT_TRUE(std::regex_search(text, std::regex("tcp6 +\\[::1\\]"))) << text;
+  const json all = run({"list", "--json", "--port", port()}).doc()["listeners"];
+  ASSERT_EQ(all.size(), 2U);
+  EXPECT_EQ(all[0]["dual_stack"], true);
+  EXPECT_EQ(all[1]["dual_stack"], false);
+  EXPECT_EQ(all[1]["reuseport"], true);
+}
+
+TEST_F(CtlTest, list_tells_what_cannot_be_drained) {
+  const Running plain = server(1, "plain");
+  const auto text = run({"list", "--port", port()}).out;
+  EXPECT_TRUE(std::regex_search(text, std::regex("tcp +127.0.0.1:[0-9]+ +no-reuseport"))) << text;
+  const json all = run({"list", "--json", "--port", port()}).doc()["listeners"];
+  ASSERT_EQ(all.size(), 1U);
+  EXPECT_EQ(all[0]["reuseport"], false);
+}
+
+TEST_F(OptionCtlTest, list_shows_standby_beside_on_as_drained) {
+  const Running old = server(1);
+  const Running fresh = server(1);
+  EXPECT_EQ(run({"standby", "--pid", pid_of(old)}).code, 0);
+  EXPECT_TRUE(test::eventually([&] {
+    return run({"list", "--port", port()}).out.find("standby,drained") != std::string::npos;
+  }));
+}
+
+TEST_F(CtlTest, show_without_a_selection_shows_all) {
+  const Running a = server(1);
+  const Running b = server(1, "v6");
+  const auto ran = run({"show", "--json"});
+  EXPECT_EQ(ran.code, 0) << ran.err;
+  EXPECT_EQ(ran.doc()["listeners"].size(), 2U) << ran.out;
+}
+
 TEST_F(CtlTest, text_of_other_processes_is_made_visible) {
   // C0, a C1 in UTF-8, a byte that is no UTF-8, and letters that are
   const std::string name = "\x1b[31m\xc2\x9b\xff\xc3\xa4";
@@ -147,7 +185,7 @@ Running many_listeners(int first_port, int n) {
 
 TEST_F(CtlTest, list_of_20000_takes_at_most_twice_the_time_of_ss) {
   ASSERT_EQ(::system("ss -V >/dev/null"), 0) << "needs ss(8), package iproute2";
-  if (test::expect_supported() && !SteerProgram::probe()) {
+  if (test::expect_supported() && ::access("/sys/kernel/btf/vmlinux", R_OK) != 0) {
     GTEST_SKIP() << "patched kernel without BTF";  // descriptors are read one by one then
   }
   constexpr int each = 5000;

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 // reuseportctl on, off, standby.
-#include "reuseport/reuseport.hpp"
 #include "support/ctl.hpp"
 
 namespace reuseport {
@@ -8,6 +7,12 @@ namespace {
 
 using namespace test::ctl;
 using test::address;
+
+Mode mode_of(const Fd& fd) {
+  const auto info = get_info(fd.get());
+  EXPECT_TRUE(info);
+  return Mode{info ? info->mode : REUSEPORT_LISTEN_ON};
+}
 
 TEST_F(CtlTest, modes_are_set_on_another_process_or_refused_as_unsupported) {
   const Running old = server(1);
@@ -31,14 +36,13 @@ TEST_F(CtlTest, modes_are_set_on_another_process_or_refused_as_unsupported) {
   EXPECT_EQ(modes(), (std::vector<std::string>{"on", "on"}));
 }
 
-TEST_F(CtlTest, off_refuses_the_last_and_the_shared) {
-  REUSEPORT_ONLY_WHEN_SUPPORTED();
+TEST_F(OptionCtlTest, off_refuses_the_last_and_the_shared) {
   const Running old = server(2);
-  expect_refused({{"off", "--port", port()}, 7, "without an ON listener"});
+  expect_refused({{"off", "--port", port()}, 7, "would be left without"});
   EXPECT_EQ(modes(), (std::vector<std::string>{"on", "on"}));
   const auto inode = std::to_string(listeners()[0].inode);
   EXPECT_EQ(run({"off", "--inode", inode}).code, 0) << "one of two may go";
-  expect_refused({{"off", "--port", port()}, 7, "without an ON listener"});
+  expect_refused({{"off", "--port", port()}, 7, "would be left without"});
   EXPECT_EQ(run({"off", "--allow-last", "--port", port()}).code, 0);
   EXPECT_EQ(modes(), (std::vector<std::string>{"off", "off"}));
 }
@@ -54,9 +58,9 @@ TEST_F(CtlTest, a_socket_another_process_holds_is_refused) {
   if (test::expect_supported()) {
     expect_refused({{"off", "--pid", pid_of(holder)}, 5, "shared with process"});
     expect_refused({{"standby", "--pid", pid_of(holder)}, 5, "shared with process"});
-    EXPECT_EQ(Mode{get_info(shared.get())->mode}, Mode::on);
+    EXPECT_EQ(mode_of(shared), Mode::on);
     EXPECT_EQ(run({"off", "--allow-shared", "--pid", pid_of(holder)}).code, 0);
-    EXPECT_EQ(Mode{get_info(shared.get())->mode}, Mode::off);
+    EXPECT_EQ(mode_of(shared), Mode::off);
   }
 }
 

@@ -141,11 +141,10 @@ TEST_F(RestartTest, dry_run_runs_nothing) {
   EXPECT_NE(run({"restart", "--dry-run", "--", "sh"}).out.find("drain by "), std::string::npos);
   expect_refused({{"restart", "--dry-run", "--", "no-such-program"}, 1, "no-such-program"});
   expect_refused({{"restart", "--dry-run", "--", "/etc/passwd"}, 4, "Permission denied"});
+  EXPECT_EQ(ran.doc()["restart"]["method"], best());
   if (!test::expect_supported()) {
-    EXPECT_EQ(ran.doc()["restart"]["method"], "steer");
-    expect_refused({{"restart", "--dry-run", "--method", "option", "--", "sh"}, 3, "lacks"});
-  } else {
-    EXPECT_EQ(ran.doc()["restart"]["method"], "option");
+    expect_refused({{"restart", "--dry-run", "--method", "option", "--", "sh"}, 4, "BPF"},
+                   forbid_bpf);
   }
 }
 
@@ -322,6 +321,35 @@ TEST_F(RestartTest, a_late_ready_command_is_ended_with_its_process_group) {
   ::unlink((said + ".hang").c_str());
   ASSERT_GT(sleeper, 0);
   EXPECT_TRUE(test::eventually([&] { return !runs(sleeper); }, 2s));
+}
+
+TEST_F(RestartTest, a_stranger_below_the_server_does_not_block_it) {
+  if (::geteuid() != 0) {
+    GTEST_SKIP() << "needs root to become somebody else";
+  }
+  Running r = supervise({"--ready-timeout", "5"}, "2 stranger");
+  ASSERT_TRUE(saw(r, "started")) << r.peek().err;
+  const pid_t first = ask();
+  say("2");
+  r.signal(SIGHUP);
+  EXPECT_TRUE(saw(r, "restarted")) << r.peek().err;
+  EXPECT_NE(ask(), first);
+}
+
+TEST_F(RestartTest, connections_are_waited_for) {
+  Running r = supervise({"--connections", "0", "--before-signal", "true"}, "1 keep");
+  ASSERT_TRUE(saw(r, "started")) << r.peek().err;
+  Fd client = test::open_client(address("127.0.0.1", port_));
+  ASSERT_EQ(test::connect_result(client.get()), 0);
+  std::array<char, 16> text{};
+  ASSERT_TRUE(test::eventually(
+      [&] { return ::recv(client.get(), text.data(), text.size(), MSG_DONTWAIT) > 0; }));
+  r.signal(SIGHUP);
+  EXPECT_FALSE(
+      test::eventually([&] { return ::recv(client.get(), text.data(), 1, MSG_DONTWAIT) == 0; }, 1s))
+      << "cut";
+  client.reset();
+  EXPECT_TRUE(saw(r, "restarted")) << r.peek().err;
 }
 
 TEST_F(RestartTest, the_watchdog_is_fed) {

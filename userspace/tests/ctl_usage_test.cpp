@@ -20,6 +20,12 @@ TEST_F(CtlTest, usage_errors) {
   for (const Bad& bad : std::vector<Bad>{
            {{}, 2, "subcommand"},
            {{"frobnicate"}, 2, "frobnicate"},
+           {{"drian"}, 2, "did you mean drain?"},
+           {{"drain", "--pid", "1", "--tmeout", "3"}, 2, "did you mean --timeout?"},
+           {{"drain", "--singal=TERM"}, 2, "did you mean --signal?"},
+           {{"restart", "--redy", "true", "--", "sh"}, 2, "did you mean --ready?"},
+           {{"help", "darin"}, 2, "did you mean drain?"},
+           {{"drain", "--pid", "1", "--connections", "-1"}, 2, "--connections"},
            {{"list", "--pid", "abc"}, 2, "abc"},
            {{"list", "--pid", "0"}, 2, "--pid"},
            {{"list", "--pid", "-3"}, 2, "--pid"},
@@ -28,7 +34,6 @@ TEST_F(CtlTest, usage_errors) {
            {{"list", "--port", "65536"}, 2, "--port"},
            {{"list", "--addr", "localhost"}, 2, "localhost"},
            {{"list", "--inode", "x"}, 2, "--inode"},
-           {{"show"}, 2, "needs --pid"},
            {{"on"}, 2, "needs --pid"},
            {{"off", "--tcp"}, 2, "needs --pid"},
            {{"standby"}, 2, "needs --pid"},
@@ -142,7 +147,7 @@ TEST_F(CtlTest, what_cannot_be_written_is_an_error) {
 
 TEST_F(CtlTest, help_is_there_for_each_command) {
   for (const char* command :
-       {"probe", "list", "show", "watch", "on", "off", "standby", "drain", "restart"}) {
+       {"probe", "list", "show", "watch", "on", "off", "standby", "drain", "restart", "help"}) {
     const auto ran = run({command, "--help"});
     EXPECT_EQ(ran.code, 0) << command;
     EXPECT_NE(ran.out.find("--help"), std::string::npos) << command;
@@ -150,6 +155,9 @@ TEST_F(CtlTest, help_is_there_for_each_command) {
   }
   EXPECT_EQ(run({"--help"}).code, 0);
   EXPECT_EQ(run({"--version"}).code, 0);
+  EXPECT_EQ(run({"-V"}).out, run({"--version"}).out);
+  EXPECT_EQ(run({"help"}).out, run({"--help"}).out);
+  EXPECT_EQ(run({"help", "drain"}).out, run({"drain", "--help"}).out);
 }
 
 }  // namespace

@@ -11,7 +11,7 @@
 #include <algorithm>
 #include <functional>
 
-#include "host/steer.hpp"
+#include "host/attached_bpf.hpp"
 #include "support/support.hpp"
 
 namespace reuseport {

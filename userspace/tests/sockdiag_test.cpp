@@ -7,13 +7,19 @@
 #include <linux/reuseport.h>
 #include <linux/sock_diag.h>
 #include <netinet/tcp.h>
+#include <signal.h>  // NOLINT(modernize-deprecated-headers): kill(), which csignal lacks
+#include <sys/prctl.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 
 #include <algorithm>
 #include <cstring>
+#include <fstream>
+#include <set>
+#include <sstream>
 
 #include "host/sockdiag_parse.hpp"
-#include "host/steer.hpp"
+#include "host/attached_bpf.hpp"
 #include "support/support.hpp"
 
 namespace reuseport {
@@ -50,6 +56,81 @@ class SockDiagTest : public test::NetNsTest {
 TEST_F(SockDiagTest, none_in_a_new_namespace) {
   EXPECT_TRUE(listeners(Protocol::tcp).empty());
   EXPECT_TRUE(listeners(Protocol::udp).empty());
+}
+
+TEST_F(SockDiagTest, one_that_stays_is_never_missing_while_others_come_and_go) {
+  constexpr int stay = 300;
+  constexpr int churn = 100;
+  const Fd first = open_listener(address("127.0.0.1"));
+  const auto at = test::local_address(first.get());
+  std::vector<Fd> stable;
+  for (int i = 0; i < stay; i++) {
+    stable.push_back(open_listener(at));
+  }
+  std::set<std::uint64_t> cookies;
+  for (const Fd& fd : stable) {
+    cookies.insert(*socket_cookie(fd.get()));
+  }
+  const pid_t churner = ::fork();
+  if (churner == 0) {
+    ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+    std::vector<Fd> some(churn);
+    for (unsigned i = 0;; i++) {
+      some[(i * 37) % churn] = {};
+      some[(i * 37) % churn] = open_listener(at);
+    }
+  }
+  int missing = 0;
+  for (int turn = 0; turn < 60; turn++) {
+    std::set<std::uint64_t> seen;
+    for (const DiagSocket& s : listeners(Protocol::tcp, at.port())) {
+      EXPECT_TRUE(seen.insert(s.cookie).second) << "twice";
+    }
+    for (const std::uint64_t cookie : cookies) {
+      missing += seen.contains(cookie) ? 0 : 1;
+    }
+  }
+  ::kill(churner, SIGKILL);
+  ::waitpid(churner, nullptr, 0);
+  EXPECT_EQ(missing, 0);
+}
+
+/// The port id of the one sock_diag socket of this network namespace.
+std::uint32_t port_of_the_netlink_socket() {
+  std::ifstream file("/proc/thread-self/net/netlink");
+  std::string line;
+  std::getline(file, line);
+  while (std::getline(file, line)) {
+    std::istringstream words(line);
+    std::string address;
+    int protocol = 0;
+    std::uint32_t port = 0;
+    words >> address >> protocol >> port;
+    if (protocol == NETLINK_SOCK_DIAG && port != 0) {
+      return port;
+    }
+  }
+  return 0;
+}
+
+TEST_F(SockDiagTest, what_the_kernel_did_not_send_is_passed_over) {
+  const Fd a = open_listener(address("127.0.0.1"));
+  nlmsghdr done{};
+  done.nlmsg_len = sizeof(done);
+  done.nlmsg_type = NLMSG_DONE;
+  done.nlmsg_flags = NLM_F_MULTI;
+  done.nlmsg_seq = 1;
+  done.nlmsg_pid = port_of_the_netlink_socket();
+  ASSERT_NE(done.nlmsg_pid, 0U);
+  sockaddr_nl to{};
+  to.nl_family = AF_NETLINK;
+  to.nl_pid = done.nlmsg_pid;
+  const Fd liar(::socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_SOCK_DIAG));
+  ASSERT_EQ(::sendto(liar.get(), &done, sizeof(done), 0,
+                     static_cast<const sockaddr*>(static_cast<const void*>(&to)), sizeof(to)),
+            static_cast<ssize_t>(sizeof(done)))
+      << std::strerror(errno);
+  EXPECT_EQ(listeners(Protocol::tcp).size(), 1U);
 }
 
 TEST_F(SockDiagTest, tcp_listeners_with_address_inode_cookie_queue) {

@@ -4,7 +4,7 @@
 
 _reuseportctl() {
 	local cur prev word command='' options
-	local commands='probe enable disable status list show watch on off standby drain restart'
+	local commands='help probe enable disable status list show watch on off standby drain restart'
 	local everywhere='--json --pretty --quiet -q --help -h'
 	local selection='--pid --port --addr --inode --tcp --udp'
 
@@ -32,7 +32,7 @@ _reuseportctl() {
 		return
 		;;
 	--method)
-		mapfile -t COMPREPLY < <(compgen -W 'auto option steer close' -- "$cur")
+		mapfile -t COMPREPLY < <(compgen -W 'auto option close' -- "$cur")
 		return
 		;;
 	--on-deadline)
@@ -43,12 +43,14 @@ _reuseportctl() {
 		mapfile -t COMPREPLY < <(compgen -W 'TERM QUIT INT HUP USR1 USR2 WINCH KILL' -- "$cur")
 		return
 		;;
-	--port | --addr | --inode | --interval | --count | --timeout | --ready | --ready-timeout | --stop-timeout)
+	--port | --addr | --inode | --interval | --count | --timeout | --ready | --ready-timeout | --stop-timeout | \
+		--before-signal | --connections)
 		return
 		;;
 	esac
 
 	case $command in
+	help) options=$commands ;;
 	probe) options='--behaviour' ;;
 	enable) options='--cgroup --netns --pid --large-groups' ;;
 	disable) options='--force' ;;
@@ -56,11 +58,11 @@ _reuseportctl() {
 	list | show) options=$selection ;;
 	watch) options="$selection --interval --count" ;;
 	on | off | standby) options="$selection --allow-shared --allow-last --dry-run" ;;
-	drain) options="$selection --timeout --signal --method --wait --await-newcomer --on-deadline
-		--allow-shared --allow-last --dry-run" ;;
-	restart) options='--ready --ready-timeout --timeout --stop-timeout --signal --method
-		--allow-last --dry-run --' ;;
-	*) options="$commands --version" ;;
+	drain) options="$selection --timeout --signal --method --require --ready --before-signal --connections
+		--wait --await-newcomer --on-deadline --allow-shared --allow-last --dry-run" ;;
+	restart) options='--ready --ready-timeout --timeout --stop-timeout --signal --method --require
+		--before-signal --connections --allow-last --dry-run --' ;;
+	*) options="$commands --version -V" ;;
 	esac
 	mapfile -t COMPREPLY < <(compgen -W "$options $everywhere" -- "$cur")
 }

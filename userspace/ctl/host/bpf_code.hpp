@@ -27,6 +27,7 @@ class Code {
   void mov(int dst, int src) { add(BPF_ALU64 | BPF_MOV | BPF_X, dst, src, 0, 0); }
   void mov_imm(int dst, int imm) { add(BPF_ALU64 | BPF_MOV | BPF_K, dst, 0, 0, imm); }
   void add_imm(int dst, int imm) { add(BPF_ALU64 | BPF_ADD | BPF_K, dst, 0, 0, imm); }
+  void and_imm(int dst, int imm) { add(BPF_ALU64 | BPF_AND | BPF_K, dst, 0, 0, imm); }
   void add32_imm(int dst, int imm) { add(BPF_ALU | BPF_ADD | BPF_K, dst, 0, 0, imm); }
   void mov32(int dst, int src) { add(BPF_ALU | BPF_MOV | BPF_X, dst, src, 0, 0); }
   void mod32(int dst, int src) { add(BPF_ALU | BPF_MOD | BPF_X, dst, src, 0, 0); }
@@ -134,6 +135,39 @@ inline std::optional<std::uint32_t> member_offset(const btf* b, std::uint32_t ty
     }
   }
   return std::nullopt;
+}
+
+struct BitField {
+  std::uint32_t byte = 0;  ///< offset
+  int mask = 0;
+};
+
+/// A bit-field of one bit, also one of an anonymous struct or union inside.
+inline std::optional<BitField> bit_member(const btf* b, std::uint32_t type_id, const char* name) {
+  constexpr std::uint32_t byte_bits = 8;
+  const btf_type* type = btf__type_by_id(b, type_id);
+  if (type == nullptr || !btf_is_composite(type)) {
+    return std::nullopt;
+  }
+  for (std::uint32_t i = 0; i < btf_vlen(type); i++) {
+    const btf_member* member = btf_members(type) + i;
+    const char* own = btf__name_by_offset(b, member->name_off);
+    const std::uint32_t at = btf_member_bit_offset(type, i);
+    if (own != nullptr && std::strcmp(own, name) == 0 && btf_member_bitfield_size(type, i) == 1) {
+      return BitField{at / byte_bits, 1 << (at % byte_bits)};
+    }
+    if (own == nullptr || *own == '\0') {
+      if (const auto inner = bit_member(b, member->type, name)) {
+        return BitField{at / byte_bits + inner->byte, inner->mask};
+      }
+    }
+  }
+  return std::nullopt;
+}
+
+inline std::optional<BitField> bit_field(const btf* b, const char* type, const char* name) {
+  const int id = btf__find_by_name_kind(b, type, BTF_KIND_STRUCT);
+  return id < 0 ? std::nullopt : bit_member(b, static_cast<std::uint32_t>(id), name);
 }
 
 inline std::optional<std::uint32_t> field(const btf* b, const char* type, const char* name) {

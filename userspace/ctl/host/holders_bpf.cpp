@@ -28,7 +28,8 @@ Result<IteratorProgram> task_file_program() {
   const auto inode = field(kernel.get(), "file", "f_inode");
   const auto number = field(kernel.get(), "inode", "i_ino");
   const auto tgid = field(kernel.get(), "task_struct", "tgid");
-  if (id < 0 || !sk || !state || !inode || !number || !tgid) {
+  const auto reuse = bit_field(kernel.get(), "sock_common", "skc_reuseport");
+  if (id < 0 || !sk || !state || !inode || !number || !tgid || !reuse) {
     return fail("BTF of the kernel", ENOENT);
   }
 
@@ -36,7 +37,7 @@ Result<IteratorProgram> task_file_program() {
   constexpr std::size_t ctx_task = 8;
   constexpr std::size_t ctx_fd = 16;
   constexpr std::size_t ctx_file = 24;
-  constexpr int record = -24;
+  constexpr int record = -32;
   // Pointers are followed directly, as the types in the BTF allow: with ten thousands of
   // descriptors a call of bpf_probe_read_kernel() for each would be half of the work.
   Code c;
@@ -57,6 +58,10 @@ Result<IteratorProgram> task_file_program() {
   const auto keep = [&c](int size, std::size_t at) {
     c.store(size, BPF_REG_10, record + static_cast<int>(at), BPF_REG_1);
   };
+  c.load(BPF_B, BPF_REG_1, BPF_REG_9, reuse->byte);
+  c.and_imm(BPF_REG_1, reuse->mask);
+  keep(BPF_W, offsetof(HolderRecord, reuseport));
+  c.store_imm(BPF_W, BPF_REG_10, record + static_cast<int>(offsetof(HolderRecord, zero)), 0);
   c.load(BPF_DW, BPF_REG_1, BPF_REG_7, *inode);
   c.load(BPF_DW, BPF_REG_1, BPF_REG_1, *number);
   keep(BPF_DW, offsetof(HolderRecord, inode));

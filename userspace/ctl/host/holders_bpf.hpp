@@ -14,6 +14,8 @@ struct HolderRecord {
   std::uint64_t inode = 0;
   std::int32_t pid = 0;
   std::uint32_t fd = 0;
+  std::uint32_t reuseport = 0;  // not 0: SO_REUSEPORT is set
+  std::uint32_t zero = 0;
 };
 
 /// Every descriptor of every process that is a listening TCP or an unconnected socket. Ten times

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "host/process.hpp"
 
+#include <fcntl.h>
 #include <poll.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -19,6 +21,10 @@ namespace {
 // glibc 2.36 declares these without extern "C", and older ones not at all
 int pidfd_open(pid_t pid) {
   return static_cast<int>(::syscall(SYS_pidfd_open, pid, 0U));
+}
+int pidfd_of_thread(pid_t tid) {
+  constexpr unsigned pidfd_thread = O_EXCL;  // PIDFD_THREAD
+  return static_cast<int>(::syscall(SYS_pidfd_open, tid, pidfd_thread));
 }
 int pidfd_getfd(int pidfd, int fd) {
   return static_cast<int>(::syscall(SYS_pidfd_getfd, pidfd, fd, 0U));
@@ -69,24 +75,70 @@ std::optional<std::uint64_t> socket_behind(int dirfd, const char* name) {
   return detail::parse_socket_link({link.data(), static_cast<std::size_t>(n)});
 }
 
-/// Calls @p f(fd, inode) for every socket of @p pid; false with errno set when it cannot look.
+enum class Look { done, empty, denied, failed };
+
+/// Calls @p f(fd, inode) for every socket in the directory @p path of descriptors, below @p dirfd.
+/// empty: there was not one descriptor. errno tells why it failed.
 template <typename F>
-bool each_socket(pid_t pid, F&& f) {
-  const Dir dir(::opendir(proc_path(pid, "fd").c_str()));
+Look each_socket_in(int dirfd, const char* path, F&& f) {
+  const int opened = ::openat(dirfd, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  const Dir dir(opened >= 0 ? ::fdopendir(opened) : nullptr);
   if (!dir) {
-    return false;
+    return errno == EACCES || errno == EPERM ? Look::denied : Look::failed;
   }
+  Look result = Look::empty;
   errno = 0;
   while (const dirent* entry = ::readdir(dir.get())) {
-    const auto fd = parse_number<int>(entry->d_name);
-    if (fd) {
+    if (const auto fd = parse_number<int>(entry->d_name)) {
+      result = Look::done;
       if (const auto inode = socket_behind(::dirfd(dir.get()), entry->d_name)) {
         f(*fd, *inode);
       }
     }
     errno = 0;
   }
-  return errno == 0;
+  // the directory says EACCES only when it is read where the process was not dumpable from the
+  // start
+  return errno == 0 ? result : errno == EACCES || errno == EPERM ? Look::denied : Look::failed;
+}
+
+/// The threads of the process whose /proc/PID is @p proc, but for those that end.
+std::vector<std::string> live_threads(int proc) {
+  std::vector<std::string> out;
+  const int opened = ::openat(proc, "task", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  const Dir dir(opened >= 0 ? ::fdopendir(opened) : nullptr);
+  while (const dirent* entry = dir ? ::readdir(dir.get()) : nullptr) {
+    if (!parse_number<pid_t>(entry->d_name)) {
+      continue;
+    }
+    std::string task = std::string("task/") + entry->d_name;
+    const auto stat = detail::read_file_at(proc, task + "/stat");
+    if (stat && !detail::parse_stat_ends(*stat)) {
+      out.push_back(std::move(task));
+    }
+  }
+  return out;
+}
+
+/// The same for a process. One whose first thread has ended shows no descriptors there: another
+/// thread's are its own.
+template <typename F>
+Look each_socket(int proc, F&& f) {
+  const Look first = each_socket_in(proc, "fd", f);
+  if (first != Look::empty) {
+    return first;
+  }
+  for (const std::string& task : live_threads(proc)) {
+    const Look look = each_socket_in(proc, (task + "/fd").c_str(), f);
+    if (look != Look::empty) {
+      return look;
+    }
+  }
+  return Look::empty;
+}
+
+Fd open_proc(pid_t pid) {
+  return Fd(::open(("/proc/" + std::to_string(pid)).c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
 }
 
 Result<std::vector<pid_t>> all_pids() {
@@ -137,6 +189,28 @@ std::optional<pid_t> parse_stat_parent(std::string_view stat) noexcept {
   return parent && *parent >= 0 ? parent : std::nullopt;
 }
 
+bool parse_stat_ends(std::string_view stat) noexcept {
+  constexpr unsigned long exiting = 0x4;  // PF_EXITING
+  constexpr int flags_after_state = 6;    // field 9; STATE is field 3
+  const auto close = stat.rfind(')');
+  if (close == std::string_view::npos || stat.size() < close + 3) {
+    return true;
+  }
+  auto rest = stat.substr(close + 2);
+  if (rest.front() == 'Z' || rest.front() == 'X') {
+    return true;
+  }
+  for (int i = 0; i < flags_after_state; i++) {
+    const auto space = rest.find(' ');
+    if (space == std::string_view::npos) {
+      return true;
+    }
+    rest.remove_prefix(space + 1);
+  }
+  const auto flags = parse_number<unsigned long>(rest.substr(0, rest.find(' ')));
+  return !flags || (*flags & exiting) != 0;
+}
+
 std::optional<uid_t> parse_status_uid(std::string_view status) noexcept {
   constexpr std::string_view key = "\nUid:\t";
   const auto at = status.find(key);
@@ -145,6 +219,23 @@ std::optional<uid_t> parse_status_uid(std::string_view status) noexcept {
   }
   const auto rest = status.substr(at + key.size());
   return parse_number<uid_t>(rest.substr(0, rest.find('\t')));
+}
+
+std::vector<uid_t> parse_status_uids(std::string_view status) noexcept {
+  constexpr std::string_view key = "\nUid:\t";
+  constexpr int wanted = 3;  // real, effective, saved
+  std::vector<uid_t> out;
+  const auto at = status.find(key);
+  auto rest = at == std::string_view::npos ? std::string_view{} : status.substr(at + key.size());
+  rest = rest.substr(0, rest.find('\n'));
+  for (int i = 0; i < wanted && !rest.empty(); i++) {
+    const auto tab = rest.find('\t');
+    if (const auto uid = parse_number<uid_t>(rest.substr(0, tab))) {
+      out.push_back(*uid);
+    }
+    rest = tab == std::string_view::npos ? std::string_view{} : rest.substr(tab + 1);
+  }
+  return out;
 }
 
 }  // namespace detail
@@ -166,7 +257,12 @@ Result<Process> Process::open(pid_t pid) {
     }
     return fail("pidfd_open", err, hint);
   }
-  return Process(pid, std::move(fd));
+  Process process(pid, std::move(fd), open_proc(pid));
+  // only where it is still alive is it sure that /proc/PID is this process and no later one
+  if (process.ended()) {
+    process.proc_.reset();
+  }
+  return process;
 }
 
 bool Process::ended(std::chrono::milliseconds timeout) const {
@@ -187,17 +283,15 @@ bool Process::ended(std::chrono::milliseconds timeout) const {
 
 Result<std::vector<SocketRef>> Process::sockets() const {
   std::vector<SocketRef> out;
-  const bool ok = each_socket(pid_, [&](int fd, std::uint64_t inode) {
+  const Look look = each_socket(proc_.get(), [&](int fd, std::uint64_t inode) {
     out.push_back({fd, inode});
   });
   const int err = errno;
-  // only now is it sure that /proc/PID was this process and no later one of the same number
   if (ended()) {
     return fail("opendir(/proc/PID/fd)", ESRCH, gone_hint(pid_));
   }
-  if (!ok) {
-    return fail("opendir(/proc/PID/fd)", err,
-                err == EACCES || err == EPERM ? denied_hint(pid_) : "");
+  if (look == Look::denied || look == Look::failed) {
+    return fail("opendir(/proc/PID/fd)", err, look == Look::denied ? denied_hint(pid_) : "");
   }
   std::sort(out.begin(), out.end(),
             [](const SocketRef& a, const SocketRef& b) { return a.fd < b.fd; });
@@ -206,14 +300,33 @@ Result<std::vector<SocketRef>> Process::sockets() const {
 
 Result<Fd> Process::duplicate(int fd, std::uint64_t inode) const {
   Fd copy(pidfd_getfd(pidfd_.get(), fd));
+  std::string hint;
+  if (!copy && (errno == EBADF || errno == ESRCH) && proc_ && !ended()) {
+    // its first thread may have ended
+    const int err = errno;
+    for (const std::string& task : live_threads(proc_.get())) {
+      const auto tid = parse_number<pid_t>(std::string_view(task).substr(5));
+      const Fd thread(tid && *tid != pid_ ? pidfd_of_thread(*tid) : -1);
+      if (thread) {
+        copy.reset(pidfd_getfd(thread.get(), fd));
+        break;
+      }
+      if (tid && *tid != pid_) {
+        hint = "the first thread of process " + std::to_string(pid_) +
+               " has ended, and to reach the descriptors of the others needs Linux 6.9";
+      }
+    }
+    errno = copy ? 0 : err;
+  }
   if (!copy) {
     const int err = errno;
-    std::string hint;
     switch (err) {
       case EPERM: hint = denied_hint(pid_); break;
-      case ESRCH: hint = gone_hint(pid_); break;
+      case ESRCH: hint = ended() || hint.empty() ? gone_hint(pid_) : hint; break;
       case EBADF:
-        hint = "process " + std::to_string(pid_) + " has closed descriptor " + std::to_string(fd);
+        hint = !hint.empty() ? hint
+                             : "process " + std::to_string(pid_) + " has closed descriptor " +
+                                   std::to_string(fd);
         break;
       case EMFILE: hint = "raise the limit of open files (ulimit -n)"; break;
       case ENOSYS: hint = "needs Linux 5.6"; break;
@@ -221,9 +334,8 @@ Result<Fd> Process::duplicate(int fd, std::uint64_t inode) const {
     }
     return fail("pidfd_getfd", err, hint);
   }
-  const auto name = std::to_string(copy.get());
-  const Fd self(::open("/proc/self/fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-  if (!self || socket_behind(self.get(), name.c_str()) != inode) {
+  struct stat seen {};
+  if (::fstat(copy.get(), &seen) != 0 || !S_ISSOCK(seen.st_mode) || seen.st_ino != inode) {
     return fail("pidfd_getfd", ESTALE,
                 "descriptor " + std::to_string(fd) + " of process " + std::to_string(pid_) +
                     " is another socket by now, try again");
@@ -243,8 +355,46 @@ Status Process::signal(int signum) const {
 }
 
 bool Process::still_holds(int fd, std::uint64_t inode) const {
-  const Fd dir(::open(proc_path(pid_, "fd").c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-  return dir && socket_behind(dir.get(), std::to_string(fd).c_str()) == inode && !ended();
+  const std::string name = "fd/" + std::to_string(fd);
+  if (socket_behind(proc_.get(), name.c_str()) == inode) {
+    return true;
+  }
+  if (!proc_ || ended()) {
+    return false;
+  }
+  const auto threads = live_threads(proc_.get());
+  return threads.empty() || std::any_of(threads.begin(), threads.end(), [&](const auto& task) {
+           return socket_behind(proc_.get(), (task + "/" + name).c_str()) == inode;
+         });
+}
+
+Result<Fd> Process::network_namespace() const {
+  Fd ns(::openat(proc_.get(), "ns/net", O_RDONLY | O_CLOEXEC));
+  int err = errno;
+  if (!ns && err == ENOENT && !ended()) {
+    // its first thread has ended
+    for (const std::string& task : live_threads(proc_.get())) {
+      ns.reset(::openat(proc_.get(), (task + "/ns/net").c_str(), O_RDONLY | O_CLOEXEC));
+      err = errno;
+      break;
+    }
+  }
+  if (!ns) {
+    return fail("open(/proc/PID/ns/net)", err,
+                err == EACCES || err == EPERM ? denied_hint(pid_)
+                : err == ENOENT               ? "no process " + std::to_string(pid_)
+                                              : "");
+  }
+  return ns;
+}
+
+Result<pid_t> Process::parent() const {
+  const auto stat = detail::read_file_at(proc_.get(), "stat");
+  const auto parent = stat ? detail::parse_stat_parent(*stat) : std::nullopt;
+  if (!parent) {
+    return fail("read(/proc/PID/stat)", ESRCH, gone_hint(pid_));
+  }
+  return *parent;
 }
 
 const std::vector<Holder>& Holders::of(std::uint64_t inode) const {
@@ -262,7 +412,7 @@ Result<Holders> find_holders(const std::vector<std::uint64_t>& inodes) {
       out.by_inode.reserve(inodes.size());
       for (const auto& r : *records) {
         if (std::binary_search(inodes.begin(), inodes.end(), r.inode)) {
-          out.by_inode[r.inode].push_back({r.pid, static_cast<int>(r.fd)});
+          out.by_inode[r.inode].push_back({r.pid, static_cast<int>(r.fd), r.reuseport != 0});
         }
       }
       sort_holders(out);
@@ -277,12 +427,13 @@ Result<Holders> find_holders(const std::vector<std::uint64_t>& inodes) {
   Holders out;
   out.by_inode.reserve(inodes.size());
   for (const pid_t pid : *pids) {
-    const bool ok = each_socket(pid, [&](int fd, std::uint64_t inode) {
+    const Fd proc = open_proc(pid);
+    const Look look = each_socket(proc.get(), [&](int fd, std::uint64_t inode) {
       if (inodes.empty() || std::binary_search(inodes.begin(), inodes.end(), inode)) {
-        out.by_inode[inode].push_back({pid, fd});
+        out.by_inode[inode].push_back({pid, fd, {}});
       }
     });
-    if (!ok && (errno == EACCES || errno == EPERM)) {
+    if (look == Look::denied) {
       out.unreadable++;
     }
   }
@@ -319,6 +470,40 @@ Result<std::vector<pid_t>> process_tree(pid_t root) {
   }
   std::sort(out.begin(), out.end());
   return out;
+}
+
+bool descends(const Process& child, const Process& root) {
+  constexpr int deep = 100;
+  if (child.pid() == root.pid()) {
+    return true;
+  }
+  std::optional<Process> above;
+  for (int i = 0; i < deep; i++) {
+    const Process& at = above ? *above : child;
+    const auto parent = at.parent();
+    if (!parent || *parent <= 1) {
+      return false;
+    }
+    if (*parent == root.pid()) {
+      return !root.ended();
+    }
+    auto next = Process::open(*parent);
+    // what is held now is the parent if it still is
+    const auto again = at.parent();
+    if (!next || !again || *again != *parent) {
+      return false;
+    }
+    above = std::move(*next);
+  }
+  return false;
+}
+
+std::vector<uid_t> users_of(const Process& process) {
+  const auto status = detail::read_file(proc_path(process.pid(), "status"));
+  if (!status || process.ended()) {
+    return {};
+  }
+  return detail::parse_status_uids(*status);
 }
 
 std::string command_name(pid_t pid) {

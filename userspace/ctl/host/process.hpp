@@ -48,19 +48,30 @@ class Process {
   /// Whether it has ended (a zombie has), waiting up to @p timeout.
   [[nodiscard]] bool ended(std::chrono::milliseconds timeout = {}) const;
 
-  /// Whether its descriptor @p fd is still socket @p inode. False when it died or hides it.
+  /// Whether its descriptor @p fd is still socket @p inode. False once it has ended. A process
+  /// whose first thread has ended is asked through another, and one that is about to end, whose
+  /// threads have let go of their descriptors already, counts as a holder until it has.
   [[nodiscard]] bool still_holds(int fd, std::uint64_t inode) const;
 
+  /// The network namespace it is in, to compare or to enter. EACCES: see the hint.
+  [[nodiscard]] Result<Fd> network_namespace() const;
+
+  /// Its parent (/proc/PID/stat). ESRCH: it ended.
+  [[nodiscard]] Result<pid_t> parent() const;
+
  private:
-  Process(pid_t pid, Fd pidfd) noexcept : pid_(pid), pidfd_(std::move(pidfd)) {}
+  Process(pid_t pid, Fd pidfd, Fd proc) noexcept
+      : pid_(pid), pidfd_(std::move(pidfd)), proc_(std::move(proc)) {}
 
   pid_t pid_;
   Fd pidfd_;
+  Fd proc_;  ///< /proc/PID of this very process; none where it cannot be opened
 };
 
 struct Holder {
   pid_t pid = 0;
   int fd = -1;
+  std::optional<bool> reuseport = {};  ///< SO_REUSEPORT is set, where the look told
 };
 
 /// Who holds which socket.
@@ -85,6 +96,13 @@ struct Holders {
 /// terminal.
 [[nodiscard]] std::string command_name(pid_t pid);
 
+/// Whether @p child is @p root or below it, each step of the way held by a pidfd while it is looked
+/// at.
+[[nodiscard]] bool descends(const Process& child, const Process& root);
+
+/// The users a process may act as: real, effective, saved (/proc/PID/status). Empty when it ended.
+[[nodiscard]] std::vector<uid_t> users_of(const Process& process);
+
 /// Number of the network namespace a process is in (the N of "net:[N]").
 [[nodiscard]] Result<std::uint64_t> network_namespace(pid_t pid);
 
@@ -93,8 +111,13 @@ namespace detail {
 [[nodiscard]] std::optional<std::uint64_t> parse_socket_link(std::string_view link) noexcept;
 /// Field 4 of /proc/PID/stat, whatever the command's name holds.
 [[nodiscard]] std::optional<pid_t> parse_stat_parent(std::string_view stat) noexcept;
+/// Whether /proc/PID/stat is of a thread that ends: it has let go of its descriptors, or is about
+/// to.
+[[nodiscard]] bool parse_stat_ends(std::string_view stat) noexcept;
 /// The real uid of /proc/PID/status.
 [[nodiscard]] std::optional<uid_t> parse_status_uid(std::string_view status) noexcept;
+/// The real, effective and saved uid of /proc/PID/status.
+[[nodiscard]] std::vector<uid_t> parse_status_uids(std::string_view status) noexcept;
 }  // namespace detail
 
 }  // namespace reuseport

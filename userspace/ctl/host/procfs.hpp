@@ -35,17 +35,21 @@ std::optional<T> parse_number(std::string_view text) noexcept {
   return value;
 }
 
-/// The file's text, at most 64 KiB of it.
-inline Result<std::string> read_file(const std::string& path) {
+/// The file's text, at most 64 KiB of it; @p path as openat(2) takes it.
+inline Result<std::string> read_file_at(int dirfd, const std::string& path) {
   constexpr std::size_t limit = 65536;
-  const Fd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  const Fd fd(::openat(dirfd, path.c_str(), O_RDONLY | O_CLOEXEC));
   if (!fd) {
     return fail("open(" + path + ")", errno);
   }
-  std::string out(limit, '\0');
+  constexpr std::size_t usual = 4096;
+  std::string out(usual, '\0');
   std::size_t used = 0;
   while (used < limit) {
-    const ssize_t n = ::read(fd.get(), out.data() + used, limit - used);
+    if (used == out.size()) {
+      out.resize(out.size() * 2);
+    }
+    const ssize_t n = ::read(fd.get(), out.data() + used, out.size() - used);
     if (n < 0) {
       return fail("read(" + path + ")", errno);
     }
@@ -56,6 +60,10 @@ inline Result<std::string> read_file(const std::string& path) {
   }
   out.resize(used);
   return out;
+}
+
+inline Result<std::string> read_file(const std::string& path) {
+  return read_file_at(AT_FDCWD, path);
 }
 
 }  // namespace reuseport::detail

@@ -7,12 +7,15 @@
 #include <linux/netlink.h>
 #include <linux/sock_diag.h>
 #include <netinet/tcp.h>
+#include <sys/socket.h>
 
 #include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cstring>
+#include <set>
 #include <tuple>
+#include <unordered_map>
 
 #include "sockdiag_parse.hpp"
 
@@ -50,21 +53,52 @@ Status send_request(mnl_socket* socket, std::uint32_t seq, std::uint16_t flags,
   return {};
 }
 
-detail::Reply receive_all(mnl_socket* socket, std::uint32_t seq, detail::ReplyState& state) {
-  std::vector<std::byte> buf(dump_buffer);
+/// One datagram from the kernel; what any other sends is passed over (netlink(7)). -1 with errno
+/// set.
+ssize_t receive(mnl_socket* socket, std::vector<std::byte>& buf) {
+  for (;;) {
+    sockaddr_nl from{};
+    iovec part{buf.data(), buf.size()};
+    msghdr msg{};
+    msg.msg_name = &from;
+    msg.msg_namelen = sizeof(from);
+    msg.msg_iov = &part;
+    msg.msg_iovlen = 1;
+    const ssize_t n = ::recvmsg(mnl_socket_get_fd(socket), &msg, 0);
+    if (n < 0 && errno == EINTR) {
+      continue;
+    }
+    if (n >= 0 && (msg.msg_namelen != sizeof(from) || from.nl_pid != 0)) {
+      continue;
+    }
+    if (n >= 0 && (msg.msg_flags & MSG_TRUNC) != 0) {
+      errno = EMSGSIZE;
+      return -1;
+    }
+    return n;
+  }
+}
+
+/// @param torn  gets the ports at whose sockets one datagram ended and the next began: there a
+///              socket that leaves the list meanwhile makes the kernel pass over another
+detail::Reply receive_all(mnl_socket* socket, std::uint32_t seq, detail::ReplyState& state,
+                          std::size_t buffer, std::set<std::uint16_t>* torn) {
+  std::vector<std::byte> buf(buffer);
   detail::Reply reply = detail::Reply::more;
 
   while (reply == detail::Reply::more) {
-    const ssize_t n = mnl_socket_recvfrom(socket, buf.data(), buf.size());
+    const ssize_t n = receive(socket, buf);
     if (n < 0) {
-      if (errno == EINTR) {
-        continue;
-      }
       state.errnum = errno;
       return detail::Reply::failed;
     }
+    const std::size_t before = state.out->size();
     reply = detail::parse_reply({buf.data(), static_cast<std::size_t>(n)}, seq,
                                 mnl_socket_get_portid(socket), state);
+    if (torn != nullptr && before > 0 && state.out->size() > before &&
+        (*state.out)[before - 1].local.port == (*state.out)[before].local.port) {
+      torn->insert((*state.out)[before].local.port);
+    }
   }
   return reply;
 }
@@ -115,28 +149,33 @@ Status SockDiag::reopen() {
 }
 
 Status SockDiag::dump(Protocol protocol, sa_family_t family, std::uint32_t states,
-                      std::uint16_t port, std::vector<DiagSocket>& out) {
+                      std::uint16_t port, std::vector<DiagSocket>& out, std::size_t buffer,
+                      std::set<std::uint16_t>* torn) {
   inet_diag_req_v2 req = make_request(protocol, family, states);
   req.id.idiag_sport = htons(port);
-  const std::size_t before = out.size();
 
   for (int attempt = 0; attempt < max_interrupted; attempt++) {
-    detail::ReplyState state{protocol, &out, 0};
+    std::vector<DiagSocket> found;
+    detail::ReplyState state{protocol, &found, 0};
     if (auto sent = send_request(socket_.get(), ++seq_, NLM_F_DUMP, req); !sent) {
       return sent;
     }
-    switch (receive_all(socket_.get(), seq_, state)) {
-      case detail::Reply::done: return {};
+    switch (receive_all(socket_.get(), seq_, state, buffer, torn)) {
+      case detail::Reply::done:
+        if (out.empty()) {
+          out = std::move(found);
+        } else {
+          out.insert(out.end(), found.begin(), found.end());
+        }
+        return {};
       case detail::Reply::interrupted: {
         // the rest of the broken dump is still on its way: a new socket will not see it
-        out.resize(before);
         if (auto ok = reopen(); !ok) {
           return ok;
         }
         break;
       }
       default:
-        out.resize(before);
         return fail("sock_diag dump", state.errnum,
                     state.errnum == ENOENT ? missing_hint(protocol) : "");
     }
@@ -144,14 +183,73 @@ Status SockDiag::dump(Protocol protocol, sa_family_t family, std::uint32_t state
   return fail("sock_diag dump", EAGAIN, "the socket tables change too fast, try again");
 }
 
+Status SockDiag::dump_surely(Protocol protocol, sa_family_t family, std::uint16_t port,
+                             std::vector<DiagSocket>& out) {
+  struct Seen {
+    DiagSocket socket;
+    std::size_t last = 0;  // the dump that had it last
+  };
+  // Each buffer cuts the answer elsewhere, so that what one dump passes over the others have.
+  constexpr std::array<std::size_t, 6> buffers = {11000, 26000, 14000, 31000, 19000, 9000};
+  constexpr std::size_t enough = 3;  // dumps without it: it is gone
+  std::unordered_map<std::uint64_t, Seen> seen;
+  std::size_t turn = 0;
+  for (; turn < buffers.size(); turn++) {
+    std::vector<DiagSocket> found;
+    // the kernel remembers the largest buffer of a socket
+    if (auto ok = reopen(); !ok) {
+      return ok;
+    }
+    if (auto ok =
+            dump(protocol, family, listening_states(protocol), port, found, buffers[turn], nullptr);
+        !ok) {
+      return ok;
+    }
+    std::size_t known = 0;
+    for (const DiagSocket& s : found) {
+      known += seen.contains(s.cookie) ? 1 : 0;
+    }
+    const bool same = turn > 0 && known == seen.size() && found.size() == seen.size();
+    for (DiagSocket& s : found) {
+      seen[s.cookie] = {s, turn};
+    }
+    if (same) {
+      break;  // nothing came or went
+    }
+  }
+  for (auto& [cookie, s] : seen) {
+    if (s.last + enough > turn) {
+      out.push_back(s.socket);
+    }
+  }
+  return reopen();
+}
+
 Result<std::vector<DiagSocket>> SockDiag::listeners(Protocol protocol, std::uint16_t port) {
   std::vector<DiagSocket> out;
   for (const sa_family_t family : {sa_family_t{AF_INET}, sa_family_t{AF_INET6}}) {
-    if (auto ok = dump(protocol, family, listening_states(protocol), port, out); !ok) {
+    std::set<std::uint16_t> torn;
+    std::vector<DiagSocket> found;
+    if (auto ok =
+            dump(protocol, family, listening_states(protocol), port, found, dump_buffer, &torn);
+        !ok) {
       if (family == AF_INET6 && ok.error().errnum == ENOENT) {
         continue;  // a kernel without IPv6 has no IPv6 sockets
       }
       return tl::unexpected(ok.error());
+    }
+    if (!torn.empty()) {
+      std::erase_if(found, [&](const DiagSocket& s) { return torn.contains(s.local.port); });
+      for (const std::uint16_t again : torn) {
+        if (auto ok = dump_surely(protocol, family, again, found); !ok) {
+          return tl::unexpected(ok.error());
+        }
+      }
+    }
+    if (out.empty()) {
+      out = std::move(found);
+    } else {
+      out.insert(out.end(), found.begin(), found.end());
     }
   }
   const auto key = [](const DiagSocket& s) { return std::tie(s.local, s.inode, s.cookie); };
@@ -167,9 +265,25 @@ Result<std::vector<DiagSocket>> SockDiag::listeners(Protocol protocol, std::uint
   return out;
 }
 
+Result<std::vector<DiagSocket>> SockDiag::connections() {
+  constexpr std::uint32_t states = (1U << TCP_ESTABLISHED) | (1U << TCP_CLOSE_WAIT);
+  std::vector<DiagSocket> out;
+  for (const sa_family_t family : {sa_family_t{AF_INET}, sa_family_t{AF_INET6}}) {
+    if (auto ok = dump(Protocol::tcp, family, states, 0, out, dump_buffer, nullptr); !ok) {
+      if (family == AF_INET6 && ok.error().errnum == ENOENT) {
+        continue;
+      }
+      return tl::unexpected(ok.error());
+    }
+  }
+  return out;
+}
+
 Result<std::vector<DiagSocket>> SockDiag::half_open(const Endpoint& listener) {
   std::vector<DiagSocket> out;
-  if (auto ok = dump(Protocol::tcp, listener.family, states_half_open, listener.port, out); !ok) {
+  if (auto ok = dump(Protocol::tcp, listener.family, states_half_open, listener.port, out,
+                     dump_buffer, nullptr);
+      !ok) {
     return tl::unexpected(ok.error());
   }
   if (!listener.is_any()) {
@@ -193,7 +307,7 @@ Result<std::optional<DiagSocket>> SockDiag::query(const DiagSocket& known) {
   if (auto sent = send_request(socket_.get(), ++seq_, 0, req); !sent) {
     return tl::unexpected(sent.error());
   }
-  const auto reply = receive_all(socket_.get(), seq_, state);
+  const auto reply = receive_all(socket_.get(), seq_, state, dump_buffer, nullptr);
   if (reply == detail::Reply::done && !found.empty() && found.front().cookie == known.cookie) {
     return found.front();
   }
@@ -204,7 +318,7 @@ Result<std::optional<DiagSocket>> SockDiag::query(const DiagSocket& known) {
   }
   found.clear();
   if (auto ok = dump(known.protocol, known.local.family, listening_states(known.protocol),
-                     known.local.port, found);
+                     known.local.port, found, dump_buffer, nullptr);
       !ok) {
     return tl::unexpected(ok.error());
   }

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string_view>
 #include <vector>
 
@@ -47,11 +48,15 @@ class SockDiag {
   /// EPROTONOSUPPORT: this kernel was built without sock_diag.
   [[nodiscard]] static Result<SockDiag> open();
 
-  /// TCP listeners, or bound UDP sockets without a peer, sorted by address and inode.
+  /// TCP listeners, or bound UDP sockets without a peer, sorted by address and inode. One that is
+  /// there all the time is never missing; one that came or went meanwhile may be among them.
   /// @param port  only this local port; 0: all
   /// ENOENT: the kernel has no tcp_diag or udp_diag.
   [[nodiscard]] Result<std::vector<DiagSocket>> listeners(Protocol protocol,
                                                           std::uint16_t port = 0);
+
+  /// TCP connections that are established, or that the other side alone has closed.
+  [[nodiscard]] Result<std::vector<DiagSocket>> connections();
 
   /// Half-open TCP requests that a listener on @p listener's address may own. A stock kernel does
   /// not tell which listener of the address owns one, and a wildcard address is given every
@@ -71,7 +76,12 @@ class SockDiag {
   explicit SockDiag(Socket socket) noexcept : socket_(std::move(socket)) {}
   Status reopen();
   Status dump(Protocol protocol, sa_family_t family, std::uint32_t states, std::uint16_t port,
-              std::vector<DiagSocket>& out);
+              std::vector<DiagSocket>& out, std::size_t buffer, std::set<std::uint16_t>* torn);
+  /// The listeners of a port that more than one datagram is needed for: the kernel goes on at the
+  /// next by counting, so that one which leaves meanwhile hides another. Asked until two answers
+  /// agree, or so often that no one is missing from all.
+  Status dump_surely(Protocol protocol, sa_family_t family, std::uint16_t port,
+                     std::vector<DiagSocket>& out);
 
   Socket socket_;
   std::uint32_t seq_ = 0;

@@ -133,7 +133,6 @@ fault_tool_killed() {
 	sleep 1
 	kill -KILL "$tool"
 	wait "$tool" 2>/dev/null || true
-	sleep 3.5 # a steering program stops choosing 3 s after its tool
 	send_all CONT "$old"
 	retire "$old" --signal QUIT --wait
 	count nginx
@@ -150,7 +149,7 @@ fault_ignores_term() {
 	answers || die "the new server does not answer"
 	slay "$old"
 	count node
-	if [[ $method == option ]]; then # still OFF
+	if [[ $method == option ]]; then # still STANDBY
 		row ignores-term "$method" 1 none "exit 6: the process has not ended; then SIGKILL"
 	else
 		row ignores-term "$method" 1 some "exit 6: the process has not ended, and gets connections again; then SIGKILL"
@@ -227,7 +226,6 @@ fault_generations() {
 	begin nginx
 	retire "$first" --signal QUIT --wait &
 	tool=$!
-	if [[ $method == steer ]]; then wait "$tool" || exit 1; fi # one program owns a group
 	retire "$second" --signal QUIT --wait
 	wait "$tool" || exit 1
 	count nginx

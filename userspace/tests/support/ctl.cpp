@@ -1,12 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/ctl.hpp"
 
+#include <linux/audit.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <netinet/tcp.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 
 #include <csignal>
+#include <cstddef>
 #include <cstdlib>
+#include <filesystem>
+#include <fstream>
 #include <sstream>
+#include <thread>
 
 namespace reuseport::test::ctl {
 
@@ -14,8 +22,54 @@ namespace {
 
 volatile sig_atomic_t asked_to_end = 0;
 
-/// CTL_TEST_SERVER="PORT LISTENERS [idle] [stubborn] [defer] [v6] [udp] [fails]": answers each
-/// connection with its pid; on TERM closes at once, without looking at its queue.
+Fd listener_of(const Address& at, int type, bool reuseport, bool v6only) {
+  Fd fd(::socket(at.family(), type | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+  const int one = 1;
+  const int alone = v6only ? 1 : 0;
+  if (at.family() == AF_INET6) {
+    ::setsockopt(fd.get(), IPPROTO_IPV6, IPV6_V6ONLY, &alone, sizeof(alone));
+  }
+  if ((reuseport && ::setsockopt(fd.get(), SOL_SOCKET, SO_REUSEPORT, &one, sizeof(one)) != 0) ||
+      ::bind(fd.get(), at.get(), at.len) != 0 ||
+      (type == SOCK_STREAM && ::listen(fd.get(), 4096) != 0)) {
+    return {};
+  }
+  return fd;
+}
+
+/// A child that lives a few milliseconds and holds all that its parent holds.
+void fork_one() {
+  if (::fork() == 0) {
+    ::usleep(5000);
+    ::_exit(0);
+  }
+  while (::waitpid(-1, nullptr, WNOHANG) > 0) {
+  }
+}
+
+/// Another user's process below ours, with a listener of its own.
+void fork_stranger(const Address& at) {
+  if (::fork() == 0) {
+    ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (::setresuid(65534, 65534, 65534) != 0) {
+      ::_exit(7);
+    }
+    const Fd own = open_listener(at);
+    for (;;) {
+      ::pause();
+    }
+  }
+}
+
+/// CTL_TEST_SERVER="PORT LISTENERS [ip=ADDRESS] [v6only] [plain] [idle] [stubborn] [defer] [v6]
+/// [udp] [fails] [keep] [threads] [forks] [stranger] [workers=N]": answers each connection with its
+/// pid; on TERM closes at once, without looking at its queue.
+///   plain     no SO_REUSEPORT
+///   keep      connections stay open until the client closes them, or TERM cuts them
+///   threads   the first thread ends, another serves
+///   forks     a new child all the time
+///   stranger  has a child of another user that listens on the next port
+///   workers   so many children that hold the listeners too
 int serve(const std::string& how) {
   std::istringstream in(how);
   std::uint16_t port = 0;
@@ -25,6 +79,14 @@ int serve(const std::string& how) {
   bool defer = false;
   bool v6 = false;
   bool udp = false;
+  bool keep = false;
+  bool threads = false;
+  bool forks = false;
+  bool stranger = false;
+  bool plain = false;
+  bool v6only = false;
+  int workers = 0;
+  std::string ip;
   in >> port >> count;
   for (std::string word; in >> word;) {
     idle = idle || word == "idle";
@@ -32,10 +94,23 @@ int serve(const std::string& how) {
     defer = defer || word == "defer";
     v6 = v6 || word == "v6";
     udp = udp || word == "udp";
+    keep = keep || word == "keep";
+    threads = threads || word == "threads";
+    forks = forks || word == "forks";
+    stranger = stranger || word == "stranger";
+    plain = plain || word == "plain";
+    v6only = v6only || word == "v6only";
     if (word == "fails") {
       return 3;
     }
+    if (word.starts_with("workers=")) {
+      workers = std::atoi(word.c_str() + 8);
+    }
+    if (word.starts_with("ip=")) {
+      ip = word.substr(3);
+    }
   }
+  ip = !ip.empty() ? ip : v6 ? "::1" : "127.0.0.1";
   ::prctl(PR_SET_PDEATHSIG, SIGKILL);
   struct sigaction action {};
   action.sa_handler = [](int) { asked_to_end = 1; };
@@ -46,8 +121,7 @@ int serve(const std::string& how) {
   std::vector<Fd> fds;
   std::vector<pollfd> polls;
   for (int i = 0; i < count; i++) {
-    fds.push_back(open_listener(address(v6 ? "::1" : "127.0.0.1", port),
-                                udp ? SOCK_DGRAM : SOCK_STREAM, 0, 4096));
+    fds.push_back(listener_of(address(ip, port), udp ? SOCK_DGRAM : SOCK_STREAM, !plain, v6only));
     if (!fds.back()) {
       return 4;
     }
@@ -58,18 +132,48 @@ int serve(const std::string& how) {
     }
     polls.push_back({fds.back().get(), POLLIN, 0});
   }
-  const std::string pid = std::to_string(::getpid());
-  while (asked_to_end == 0) {
-    if (::poll(polls.data(), idle ? 0 : polls.size(), 20) <= 0) {
-      continue;
-    }
-    for (const pollfd& p : polls) {
-      const Fd got(::accept4(p.fd, nullptr, nullptr, SOCK_CLOEXEC));
-      if (got && ::send(got.get(), pid.data(), pid.size(), MSG_NOSIGNAL) < 0) {
-        return 6;
+  for (int i = 0; i < workers; i++) {
+    if (::fork() == 0) {
+      ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+      for (;;) {
+        ::pause();
       }
     }
   }
+  if (stranger) {
+    fork_stranger(address(ip, static_cast<std::uint16_t>(port + 1)));
+  }
+  const std::string pid = std::to_string(::getpid());
+  const auto loop = [&] {
+    std::vector<Fd> kept;
+    while (asked_to_end == 0) {
+      if (forks) {
+        fork_one();
+      }
+      std::erase_if(kept, [](const Fd& fd) {
+        char byte = 0;
+        return ::recv(fd.get(), &byte, 1, MSG_DONTWAIT) == 0;
+      });
+      if (::poll(polls.data(), idle ? 0 : polls.size(), forks ? 1 : 20) <= 0) {
+        continue;
+      }
+      for (const pollfd& p : polls) {
+        Fd got(::accept4(p.fd, nullptr, nullptr, SOCK_CLOEXEC));
+        if (got && ::send(got.get(), pid.data(), pid.size(), MSG_NOSIGNAL) < 0) {
+          ::_exit(6);
+        }
+        if (keep && got) {
+          kept.push_back(std::move(got));
+        }
+      }
+    }
+    ::_exit(0);
+  };
+  if (threads) {
+    std::thread(loop).detach();
+    ::syscall(SYS_exit, 0);  // the first thread alone; its locals stay where they are
+  }
+  loop();
   return 0;
 }
 
@@ -105,6 +209,34 @@ Running start_tool(std::vector<std::string> args, const std::function<void()>& b
 
 Ran run(std::vector<std::string> args, const std::function<void()>& before) {
   return start_tool(std::move(args), before).result();
+}
+
+void forbid_bpf() {
+  std::array<sock_filter, 4> code = {{
+      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_bpf, 0, 1),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+  }};
+  const sock_fprog prog{code.size(), code.data()};
+  if (::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0 ||
+      ::prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &prog) != 0) {
+    ::_exit(125);
+  }
+}
+
+bool fdinfo_has(pid_t pid, const std::string& text) {
+  std::error_code gone;
+  for (const auto& entry :
+       std::filesystem::directory_iterator("/proc/" + std::to_string(pid) + "/fdinfo", gone)) {
+    std::ifstream info(entry.path());
+    for (std::string line; std::getline(info, line);) {
+      if (line.starts_with(text)) {
+        return true;
+      }
+    }
+  }
+  return false;
 }
 
 void become_nobody() {

@@ -23,8 +23,8 @@
 #include <utility>
 #include <vector>
 
+#include "host/attached_bpf.hpp"
 #include "host/sockdiag.hpp"
-#include "host/steer.hpp"
 #include "support/support.hpp"
 
 namespace reuseport::test::ctl {
@@ -155,6 +155,12 @@ Ran run(std::vector<std::string> args, const std::function<void()>& before = {})
 /// In a child, before exec: another user from here on.
 void become_nobody();
 
+/// In a child, before exec: a kernel that lets nobody load BPF.
+void forbid_bpf();
+
+/// Whether a line of /proc/PID/fdinfo/* begins with @p text.
+[[nodiscard]] bool fdinfo_has(pid_t pid, const std::string& text);
+
 /// Bad input: what is said, the exit code, and the same in JSON.
 struct Bad {
   std::vector<std::string> args;
@@ -206,6 +212,12 @@ class CtlTest : public NetNsTest {
       return p && p->has_value();
     });
   }
+  /// A drain has begun to change something: a mode, or the listeners by BPF.
+  [[nodiscard]] bool at_work(const Running& drain, const std::vector<std::string>& before) const {
+    return modes() != before || fdinfo_has(drain.pid(), "link_type:");
+  }
+  /// The method that auto comes to, as root.
+  [[nodiscard]] static std::string best() { return expect_supported() ? "option" : "option-bpf"; }
   /// The pid that answers a new connection; 0 with the errno in @p error otherwise.
   pid_t ask(int* error = nullptr, const char* ip = "127.0.0.1") const {
     const Fd client = open_client(address(ip, port_));
@@ -225,6 +237,9 @@ class CtlTest : public NetNsTest {
 
   std::uint16_t port_ = 0;
 };
+
+/// Cases of the option itself: tests/run leaves them out where this kernel is to lack it.
+class OptionCtlTest : public CtlTest {};
 
 /// Clients that connect without pause in a child; how many failed. Counts and the word to stop are
 /// in shared memory: a signal would interrupt a client and look like a lost connection.

@@ -1,58 +1,32 @@
 // SPDX-License-Identifier: Apache-2.0 OR GPL-2.0
-#include "steer_program.hpp"
+#include "attached_bpf.hpp"
 
 #include <netinet/tcp.h>
+#include <sys/socket.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstddef>
-#include <cstring>
 #include <string>
 
 #include "bpf_code.hpp"
+#include "bpf_iterator.hpp"
 
-namespace reuseport::detail {
+namespace reuseport {
 
 namespace {
 
-constexpr int steer_tries = 32;  // listeners that vanished in a row before the hash is used
+using namespace detail;
 
-}  // namespace
+/// What the iterator writes for each socket of a group with a program.
+struct GroupRecord {
+  std::uint64_t cookie = 0;
+  std::uint32_t attached = 0;
+  std::uint32_t program_id = 0;
+};
 
-std::vector<bpf_insn> steer_program(int array_fd, int control_fd) {
-  constexpr int key = -4;
-  Code c;
-
-  c.mov(BPF_REG_6, BPF_REG_1);
-  c.store_imm(BPF_W, BPF_REG_10, key, 0);
-  c.map(BPF_REG_1, control_fd);
-  c.mov(BPF_REG_2, BPF_REG_10);
-  c.add_imm(BPF_REG_2, key);
-  c.call(BPF_FUNC_map_lookup_elem);
-  c.to_end_if_imm(BPF_JEQ, BPF_REG_0, 0);
-  c.mov(BPF_REG_7, BPF_REG_0);
-  c.call(BPF_FUNC_ktime_get_ns);
-  c.load(BPF_DW, BPF_REG_1, BPF_REG_7, offsetof(SteerControl, deadline_ns));
-  c.to_end_if(BPF_JGT, BPF_REG_0, BPF_REG_1);
-  c.load(BPF_W, BPF_REG_8, BPF_REG_7, offsetof(SteerControl, count));
-  c.load(BPF_W, BPF_REG_9, BPF_REG_6, offsetof(sk_reuseport_md, hash));
-  for (int i = 0; i < steer_tries; i++) {
-    c.to_end_if_imm(BPF_JLE, BPF_REG_8, i);
-    c.mov32(BPF_REG_1, BPF_REG_9);
-    c.add32_imm(BPF_REG_1, i);
-    c.mod32(BPF_REG_1, BPF_REG_8);
-    c.store(BPF_W, BPF_REG_10, key, BPF_REG_1);
-    c.mov(BPF_REG_1, BPF_REG_6);
-    c.map(BPF_REG_2, array_fd);
-    c.mov(BPF_REG_3, BPF_REG_10);
-    c.add_imm(BPF_REG_3, key);
-    c.mov_imm(BPF_REG_4, 0);
-    c.call(BPF_FUNC_sk_select_reuseport);
-    c.to_end_if_imm(BPF_JEQ, BPF_REG_0, 0);
-  }
-  // never SK_DROP: without a choice of ours the kernel's hash chooses
-  return c.end(SK_PASS);
-}
-
+/// Writes a GroupRecord for every listener whose reuseport group has a program. Offsets come from
+/// the running kernel's BTF. ENOENT: there is none, or it lacks a field.
 Result<IteratorProgram> group_iterator(Protocol protocol) {
   const Btf kernel = kernel_btf();
   if (!kernel) {
@@ -104,4 +78,34 @@ Result<IteratorProgram> group_iterator(Protocol protocol) {
   return IteratorProgram{c.end(0), static_cast<std::uint32_t>(id)};
 }
 
-}  // namespace reuseport::detail
+}  // namespace
+
+Result<std::uint64_t> socket_cookie(int fd) {
+  std::uint64_t cookie = 0;
+  socklen_t len = sizeof(cookie);
+  if (::getsockopt(fd, SOL_SOCKET, SO_COOKIE, &cookie, &len) != 0) {
+    return fail("getsockopt(SO_COOKIE)", errno);
+  }
+  return cookie;
+}
+
+Result<std::optional<AttachedProgram>> attached_program(Protocol protocol, std::uint64_t cookie) {
+  const auto code = group_iterator(protocol);
+  if (!code) {
+    return tl::unexpected(code.error());
+  }
+  const auto program = load_iterator(*code, "reuseport_seen");
+  if (!program) {
+    return tl::unexpected(program.error());
+  }
+  const auto records = run_iterator<GroupRecord>(program->get());
+  if (!records) {
+    return tl::unexpected(records.error());
+  }
+  const auto found = std::ranges::find(*records, cookie, &GroupRecord::cookie);
+  return found != records->end()
+             ? std::optional<AttachedProgram>{AttachedProgram{found->program_id}}
+             : std::nullopt;
+}
+
+}  // namespace reuseport

@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a drain says of itself.
+#include <fmt/format.h>
+
+#include <iterator>
+
+#include "drain.hpp"
+
+namespace reuseport::ctl {
+
+const char* to_string(Method method) {
+  switch (method) {
+    case Method::automatic: return "auto";
+    case Method::option: return "option";
+    case Method::option_bpf: return "option-bpf";
+    case Method::migrate: return "migrate";
+    case Method::close: break;
+  }
+  return "close";
+}
+
+std::string DrainResult::left() const {
+  std::string out = fmt::format("{} half-open request{} and {} queued", handshakes,
+                                handshakes == 1 ? "" : "s", queued);
+  if (connections) {
+    fmt::format_to(std::back_inserter(out), ", {} connection{} established", *connections,
+                   *connections == 1 ? "" : "s");
+  }
+  return out;
+}
+
+nlohmann::json DrainResult::json() const {
+  const auto mode_json = [](const std::optional<Mode>& mode) {
+    return mode ? nlohmann::json(to_string(*mode)) : nlohmann::json(nullptr);
+  };
+  nlohmann::json all = nlohmann::json::array();
+  for (const Drained& d : listeners) {
+    all.push_back({{"address", d.address},
+                   {"inode", d.inode},
+                   {"before", mode_json(d.before)},
+                   {"mode", mode_json(d.mode)},
+                   {"handshakes", d.handshakes},
+                   {"queued", d.queued},
+                   {"closed_by_server", d.closed}});
+  }
+  nlohmann::json out = {{"method", to_string(method)}, {"drained", drained},
+                        {"signalled", signalled},      {"ended", ended},
+                        {"took_ms", took.count()},     {"handshakes_left", handshakes},
+                        {"queued_left", queued},       {"listeners", all}};
+  out["reason"] = reason.empty() ? nlohmann::json(nullptr) : nlohmann::json(reason);
+  out["connections_left"] = connections ? nlohmann::json(*connections) : nlohmann::json(nullptr);
+  return out;
+}
+
+std::string DrainResult::text() const {
+  std::string out;
+  for (const Drained& d : listeners) {
+    fmt::format_to(std::back_inserter(out), "{}{}\n", d.what,
+                   d.closed ? ": closed by its server" : "");
+  }
+  if (drained) {
+    fmt::format_to(std::back_inserter(out), "drained by {} in {} ms: closing loses nothing\n",
+                   to_string(method), took.count());
+  } else if (method == Method::migrate) {
+    out += "not drained: the kernel moves what is left to the others (tcp_migrate_req)\n";
+  } else {
+    fmt::format_to(std::back_inserter(out),
+                   "not drained ({}): connections in the queue or half-open may have been reset\n",
+                   to_string(method));
+  }
+  if (!reason.empty()) {
+    fmt::format_to(std::back_inserter(out), "why not better: {}\n", reason);
+  }
+  if (ended) {
+    out += "the process has ended\n";
+  } else if (signalled) {
+    out += "signal sent\n";
+  }
+  return out;
+}
+
+}  // namespace reuseport::ctl

@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "newcomer.hpp"
+
+#include <fmt/format.h>
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <unordered_set>
+
+namespace reuseport::ctl {
+
+namespace {
+
+constexpr std::array<std::uint8_t, 12> mapped_prefix = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff};
+
+/// What a listener serves of one family: nothing, one address, or all.
+struct Part {
+  bool served = false;
+  bool all = false;
+  std::array<std::uint8_t, 16> address{};
+};
+
+bool is_mapped(const Endpoint& e) {
+  return e.family == AF_INET6 &&
+         std::equal(mapped_prefix.begin(), mapped_prefix.end(), e.addr.begin());
+}
+
+Part of_v4(const DiagSocket& s) {
+  Part part;
+  if (s.local.family == AF_INET) {
+    part = {true, s.local.is_any(), s.local.addr};
+  } else if (is_mapped(s.local)) {
+    part.served = true;
+    std::copy_n(s.local.addr.begin() + mapped_prefix.size(), 4, part.address.begin());
+    part.all = std::all_of(part.address.begin(), part.address.begin() + 4,
+                           [](std::uint8_t b) { return b == 0; });
+  } else if (!s.v6only && s.local.is_any()) {
+    part = {true, true, {}};
+  }
+  return part;
+}
+
+Part of_v6(const DiagSocket& s) {
+  if (s.local.family != AF_INET6 || is_mapped(s.local)) {
+    return {};
+  }
+  return {true, s.local.is_any(), s.local.addr};
+}
+
+enum class Reach : std::uint8_t { whole, part, nothing };
+
+Reach reach(const Part& old, const Part& other) {
+  if (!other.served) {
+    return Reach::nothing;
+  }
+  if (other.all || (!old.all && old.address == other.address)) {
+    return Reach::whole;
+  }
+  return old.all ? Reach::part : Reach::nothing;
+}
+
+bool same_group(const DiagSocket& a, const DiagSocket& b) {
+  return a.same_address(b) && a.v6only == b.v6only && a.uid == b.uid;
+}
+
+std::uint32_t key(const DiagSocket& s) {
+  return static_cast<std::uint32_t>(s.protocol) << 16 | s.local.port;
+}
+
+}  // namespace
+
+Newcomers::Newcomers(const View& view, const std::vector<Target>& leaving, Processes& processes) {
+  std::unordered_set<std::uint64_t> cookies;
+  std::unordered_set<std::uint32_t> ports;
+  for (const Target& t : leaving) {
+    cookies.insert(t.socket.cookie);
+    ports.insert(key(t.socket));
+  }
+  for (const DiagSocket& s : view.sockets) {
+    if (ports.contains(key(s)) && !cookies.contains(s.cookie)) {
+      auto& known = by_port_[key(s)];
+      // of thousands in one group the first few tell as much
+      constexpr std::size_t enough = 4096;
+      if (known.size() < enough) {
+        known.push_back({&s, reuseport(s, processes, view)});
+      }
+    }
+  }
+}
+
+bool Newcomers::reuseport(const DiagSocket& s, Processes& processes, const View& view) {
+  if (s.info && s.info->in_group()) {
+    return true;
+  }
+  for (const Holder& h : view.holders.of(s.inode)) {
+    if (h.reuseport) {
+      return *h.reuseport;
+    }
+  }
+  const auto target = take(s, view, processes);
+  return target && target->reuseport;
+}
+
+Successor Newcomers::of(const Target& target) const {
+  const DiagSocket& old = target.socket;
+  Successor best;
+  if (!target.reuseport) {
+    best.why = "it has no SO_REUSEPORT";
+    return best;
+  }
+  static const std::vector<Candidate> nobody;
+  const auto found = by_port_.find(key(old));
+  bool v4 = !of_v4(old).served;
+  bool v6 = !of_v6(old).served;
+  for (const Candidate& c : found == by_port_.end() ? nobody : found->second) {
+    const DiagSocket& s = *c.socket;
+    const std::string whose = fmt::format("{} {}", to_string(s.protocol), s.local.str());
+    const Reach r4 = of_v4(old).served ? reach(of_v4(old), of_v4(s)) : Reach::nothing;
+    const Reach r6 = of_v6(old).served ? reach(of_v6(old), of_v6(s)) : Reach::nothing;
+    if (r4 == Reach::nothing && r6 == Reach::nothing) {
+      if (best.why.empty() && s.local.family == AF_INET6 && s.local.is_any() && s.v6only) {
+        best.why = whose + " is for IPv6 alone (IPV6_V6ONLY)";
+      }
+      continue;
+    }
+    if (s.uid != old.uid) {
+      best.why = fmt::format("{} belongs to uid {}, not {}: no newcomer of this server", whose,
+                             s.uid, old.uid);
+    } else if (!c.reuseport) {
+      best.why = whose + " has no SO_REUSEPORT";
+    } else if (s.info && s.info->mode != REUSEPORT_LISTEN_ON) {
+      best.why = fmt::format("{} (socket {}) is {}", whose, s.inode, to_string(Mode{s.info->mode}));
+    } else if (s.local.ifindex != 0 && s.local.ifindex != old.local.ifindex) {
+      best.why = whose + " is bound to a device";
+    } else if (same_group(s, old)) {
+      return {Cover::group, &s, {}};
+    } else {
+      v4 = v4 || r4 == Reach::whole;
+      v6 = v6 || r6 == Reach::whole;
+      if (r4 == Reach::part || r6 == Reach::part) {
+        best.why = fmt::format("{} serves only a part of {}", whose, old.local.str());
+      } else {
+        best.who = &s;
+      }
+    }
+  }
+  if (v4 && v6 && best.who != nullptr) {
+    best.cover = Cover::route;
+  } else if (best.who != nullptr && best.why.empty()) {
+    best.why =
+        fmt::format("{} serves only one family of {}", best.who->local.str(), old.local.str());
+  }
+  return best;
+}
+
+Failure nobody_takes_over(const Target& target, const Successor& successor) {
+  if (!target.reuseport) {
+    Failure failure(
+        Exit::last_on,
+        fmt::format("{} {} has no SO_REUSEPORT: nobody can listen there beside it, and it "
+                    "cannot be switched off",
+                    to_string(target.socket.protocol), target.socket.local.str()),
+        "have its server set SO_REUSEPORT before bind() (nginx: listen ... reuseport)");
+    failure.detail = {{"address", target.socket.local.str()}, {"reuseport", false}};
+    return failure;
+  }
+  Failure failure(Exit::last_on,
+                  fmt::format("{} {} would be left without a listener that serves{}{}",
+                              to_string(target.socket.protocol), target.socket.local.str(),
+                              successor.why.empty() ? "" : ": ", successor.why),
+                  "start the newcomer first, name the port with --port, or --allow-last");
+  failure.detail = {{"address", target.socket.local.str()}};
+  return failure;
+}
+
+}  // namespace reuseport::ctl

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "provider.hpp"
+
+#include <cerrno>
+#include <string>
+
+#include "reuseport/reuseport.hpp"
+
+namespace reuseport::ctl {
+
+namespace {
+
+/// Whether setsockopt() itself works here; @p why not.
+bool works_by_itself(std::string& why) {
+  const char* text = "";
+  const int support = reuseport_probe(&text);
+  why = text;
+  return support == REUSEPORT_SUPPORTED || support == REUSEPORT_SUPPORTED_BY_BPF;
+}
+
+Failure neither(const std::string& why, const Error& error) {
+  const option::Need need = option::need(error);
+  Failure failure(need == option::Need::privilege ? Exit::permission : Exit::unsupported, why,
+                  "and by BPF: " + error.message());
+  if (need == option::Need::nothing) {
+    failure.exit = Exit::error;
+  }
+  failure.errnum = error.errnum;
+  return failure;
+}
+
+}  // namespace
+
+Outcome<Provider> Provider::find() {
+  Provider provider;
+  std::string why;
+  if (works_by_itself(why)) {
+    return provider;
+  }
+  auto session = option::Session::start();
+  if (!session) {
+    return failed(neither(why, session.error()));
+  }
+  provider.session_ = std::make_unique<option::Session>(std::move(*session));
+  return provider;
+}
+
+Status Provider::adopt(const std::vector<int>& fds) {
+  return session_ ? session_->adopt(fds) : Status{};
+}
+
+int Provider::set_mode(int fd, int mode) {
+  if (!session_) {
+    return reuseport_set_mode(fd, mode);
+  }
+  const auto set = session_->set_mode(fd, mode);
+  return set ? 0 : -set.error().errnum;
+}
+
+int Provider::get_info(int fd, reuseport_listen_info* info) {
+  if (!session_) {
+    return reuseport_get_info(fd, info);
+  }
+  const auto got = session_->get_info(fd);
+  if (!got) {
+    return -got.error().errnum;
+  }
+  *info = *got;
+  return 0;
+}
+
+void Provider::refresh() {
+  if (session_) {
+    // what could not be taken in is asked for again; until then SETTLED is not set
+    static_cast<void>(session_->refresh());
+  }
+}
+
+Outcome<bool> try_provider() {
+  std::string why;
+  if (works_by_itself(why)) {
+    return false;
+  }
+  const auto probed = option::probe();
+  return probed ? Outcome<bool>(true) : failed(neither(why, probed.error()));
+}
+
+}  // namespace reuseport::ctl

@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "sharing.hpp"
+
+#include <fmt/format.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <map>
+
+#include "text.hpp"
+
+namespace reuseport::ctl {
+
+namespace {
+
+/// Processes that hold @p inode and are not one server: outside of the view's tree, or, without
+/// one, outside of the process tree of every holder.
+std::vector<pid_t> foreign_holders(std::uint64_t inode, const View& view, Processes& processes) {
+  std::vector<pid_t> pids;
+  for (const Holder& h : view.holders.of(inode)) {
+    if (pids.empty() || pids.back() != h.pid) {
+      pids.push_back(h.pid);
+    }
+  }
+  if (view.server) {
+    std::erase_if(pids, [&](pid_t pid) {
+      if (std::binary_search(view.tree.begin(), view.tree.end(), pid)) {
+        return true;
+      }
+      // one that was forked, or has ended, since the look
+      const auto process = processes.of(pid);
+      return !process || (*process)->ended() || descends(**process, *view.server);
+    });
+    return pids;
+  }
+  for (const pid_t root : pids) {
+    const auto tree = process_tree(root);
+    if (tree && std::all_of(pids.begin(), pids.end(), [&](pid_t p) {
+          return std::binary_search(tree->begin(), tree->end(), p);
+        })) {
+      return {};  // one server and its workers
+    }
+  }
+  return pids;
+}
+
+bool same_program(pid_t pid) {
+  struct stat ours {};
+  struct stat theirs {};
+  return pid != ::getpid() && ::stat("/proc/self/exe", &ours) == 0 &&
+         ::stat(fmt::format("/proc/{}/exe", pid).c_str(), &theirs) == 0 &&
+         ours.st_dev == theirs.st_dev && ours.st_ino == theirs.st_ino;
+}
+
+}  // namespace
+
+Done refuse_shared(const std::vector<Target>& targets, const View& view, Processes& processes) {
+  const pid_t self = ::getpid();
+  for (const Target& t : targets) {
+    auto others = foreign_holders(t.socket.inode, view, processes);
+    std::erase(others, self);  // the duplicates of an earlier look
+    if (others.empty()) {
+      continue;
+    }
+    std::string who;
+    for (const pid_t pid : others) {
+      who += fmt::format("{}{} ({})", who.empty() ? "" : ", ", pid, visible(command_name(pid)));
+    }
+    Failure failure(
+        Exit::shared,
+        fmt::format("{} {} (socket {}) is one socket shared with process {}",
+                    to_string(t.socket.protocol), t.socket.local.str(), t.socket.inode, who),
+        "a mode holds for all who share it; --allow-shared if that is meant");
+    failure.detail = {{"inode", t.socket.inode}, {"pids", others}};
+    return failed(failure);
+  }
+  if (view.holders.unreadable > 0 && !targets.empty()) {
+    Failure failure(
+        Exit::shared,
+        fmt::format("{} may be shared: {} processes must not be looked into by this user",
+                    targets.front().str(), view.holders.unreadable),
+        "run as root or with CAP_SYS_PTRACE, or --allow-shared if you know that none of "
+        "them holds it");
+    failure.detail = {{"unreadable", view.holders.unreadable}};
+    return failed(failure);
+  }
+  return {};
+}
+
+std::optional<pid_t> other_run(const std::vector<std::uint64_t>& inodes, const Holders& holders) {
+  std::map<pid_t, bool> asked;
+  for (const std::uint64_t inode : inodes) {
+    for (const Holder& h : holders.of(inode)) {
+      const auto [it, fresh] = asked.try_emplace(h.pid, false);
+      if (fresh) {
+        it->second = same_program(h.pid);
+      }
+      if (it->second) {
+        return h.pid;
+      }
+    }
+  }
+  return std::nullopt;
+}
+
+}  // namespace reuseport::ctl
