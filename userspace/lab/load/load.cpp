@@ -140,6 +140,13 @@ std::int64_t Load::Loop::begin_due(std::int64_t now) {
 void Load::Loop::begin(std::int64_t intended) {
   Fd fd{socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)};
   if (!fd) {
+    const auto behind = now_ns() - intended;
+    if (errno == EMFILE && behind > one_second) {
+      // After a stall more is due at once than there are descriptors: disturbed, see disturbance().
+      result.longest_stall_ns = std::max(result.longest_stall_ns, behind);
+      load_.stop_ = true;
+      return;
+    }
     return fail("socket", errno, "raise ulimit -n or lower --rate");
   }
 
