@@ -11,7 +11,6 @@ typedef __u32 u32;
 #include "option_4096.skel.h"
 #include "option_512.skel.h"
 
-const void *option_elf(int large, size_t *size)
-{
-	return large ? option_4096__elf_bytes(size) : option_512__elf_bytes(size);
+const void* option_elf(int large, size_t* size) {
+  return large ? option_4096__elf_bytes(size) : option_512__elf_bytes(size);
 }

@@ -9,7 +9,7 @@ extern "C" {
 #endif
 
 /* The object for groups of 4096, or else 512. */
-const void *option_elf(int large, size_t *size);
+const void* option_elf(int large, size_t* size);
 
 #ifdef __cplusplus
 }

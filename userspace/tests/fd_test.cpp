@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "reuseport/reuseport.hpp"
-
 #include <fcntl.h>
 
+#include "reuseport/reuseport.hpp"
 #include "support/support.hpp"
 
 namespace reuseport {

@@ -18,8 +18,8 @@
 #include <set>
 #include <sstream>
 
-#include "host/sockdiag_parse.hpp"
 #include "host/attached_bpf.hpp"
+#include "host/sockdiag_parse.hpp"
 #include "support/support.hpp"
 
 namespace reuseport {
