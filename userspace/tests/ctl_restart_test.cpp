@@ -258,7 +258,10 @@ TEST_F(RestartTest, children_start_with_nothing_of_ours) {
   const std::string text = read(said);
   ::unlink(said.c_str());
   EXPECT_NE(text.find("SigBlk:\t0000000000000000\n"), std::string::npos) << text;
-  EXPECT_NE(text.find("SigIgn:\t0000000000000000\n"), std::string::npos) << text;
+  // 32 and 33 are libc's own: where the caller ignores them, no call of libc's can change that.
+  EXPECT_TRUE(text.find("SigIgn:\t0000000000000000\n") != std::string::npos ||
+              text.find("SigIgn:\t0000000180000000\n") != std::string::npos)
+      << text;
   for (const char* name : {"NOTIFY_SOCKET=", "LISTEN_", "WATCHDOG_"}) {
     EXPECT_EQ(text.find(std::string("\n") + name), std::string::npos) << text;
   }

@@ -239,6 +239,7 @@ TEST_F(RunTest, ADisturbedRunIsTriedAgain) {
 }
 
 TEST_F(RunTest, CpusBurntBesideItAreNotBookedToTheMethod) {
+  setpriority(PRIO_PROCESS, 0, 0);  // whoever runs the tests may have given them more
   start(short_run);
   pause_ns(500 * one_ms);
   std::vector<Child> burners;
