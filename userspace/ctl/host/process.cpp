@@ -379,6 +379,9 @@ Result<Fd> Process::network_namespace() const {
       break;
     }
   }
+  if (!ns && ended()) {
+    return fail("open(/proc/PID/ns/net)", ESRCH, gone_hint(pid_));
+  }
   if (!ns) {
     return fail("open(/proc/PID/ns/net)", err,
                 err == EACCES || err == EPERM ? denied_hint(pid_)
