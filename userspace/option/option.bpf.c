@@ -391,14 +391,84 @@ static __always_inline void leave_open(struct group *g)
 		g->left_open = rcu_snapshot();
 }
 
+/* A lookup: at an address, in one group after the other, then at the wildcard. */
+struct lookup {
+	struct walk walk;
+	u64 passed_over;	/* cookie of a member of the group that had nobody */
+	u32 hash;
+	u32 unused;
+};
+
+enum answer {
+	GO_ON,
+	PASS = 2,	/* other numbers than SK_PASS: clang would return it as it is */
+	DROP,
+	KERNEL,		/* left to the kernel, for lack of knowledge */
+};
+
+/*
+ * One group, or the step to the wildcard address. Not static: then the verifier
+ * looks at it once, and not at each way through all of its calls.
+ */
+int look_once(struct bpf_sk_lookup *ctx, struct lookup *l)
+{
+	struct choice c = { .ctx = ctx };
+	const struct sock *found;
+	struct walk w;
+	struct member *m;
+	u64 cookie;
+
+	if (!l)
+		return KERNEL;
+	w = l->walk;	/* bpf_loop() takes only what is on this stack */
+	w.sk = 0;
+	bpf_loop(MAX_WALK, look_at_next, &w, 0);
+	if (!w.sk && at_end(&w)) {
+		w.sk = w.lone;
+		w.lone = 0;
+	}
+	if (!w.sk && at_end(&w)) {
+		/* nobody here: now the wildcard address */
+		if (!(w.address[0] | w.address[1] | w.address[2] |
+		      w.address[3]))
+			return DROP;
+		w.address[0] = w.address[1] = 0;
+		w.address[2] = w.address[3] = 0;
+		begin_bucket(&w);
+		l->walk = w;
+		return GO_ON;
+	}
+	c.hash = l->hash;
+	c.found = found = (const struct sock *)w.sk;
+	cookie = found ? cookie_of(found) : 0;
+	m = bpf_map_lookup_elem(&members, &cookie);
+	c.group = m ? group_of(m) : NULL;
+	if (!c.group) {
+		if (found && BPF_CORE_READ(found, __sk_common.skc_state) !=
+				     TCP_LISTEN)
+			goto go_on;	/* has closed meanwhile */
+		return KERNEL;
+	}
+	choose_in(&c, l->passed_over);
+	if (c.verdict == CHOSEN || c.verdict == KERNELS_WAY)
+		return PASS;
+	if (c.verdict == LEFT_OPEN) {
+		leave_open(c.group);
+		return KERNEL;
+	}
+	l->passed_over = cookie;
+	w.passed_over = (u64)BPF_CORE_READ(found, sk_reuseport_cb);
+go_on:
+	l->walk = w;
+	return GO_ON;
+}
+
 SEC("sk_lookup")
 int choose(struct bpf_sk_lookup *ctx)
 {
-	struct choice c = { .ctx = ctx };
-	struct group *passed_over = NULL;
-	u32 port = ctx->local_port, turn;
-	const struct sock *found;
-	struct walk w = {};
+	u32 port = ctx->local_port, turn, answer = GO_ON;
+	struct lookup l = {};
+	struct walk *w = &l.walk;
 	struct member *m;
 	u64 cookie;
 
@@ -407,61 +477,34 @@ int choose(struct bpf_sk_lookup *ctx)
 	if (ctx->protocol != IPPROTO_TCP || ctx->sk)
 		return SK_PASS;
 
-	w.port = port;
-	w.family = ctx->family;
-	w.device = ctx->ingress_ifindex;
-	if (w.family == AF_INET) {
-		w.address[0] = ctx->local_ip4;
-		c.hash = ctx->remote_ip4;
+	w->port = port;
+	w->family = ctx->family;
+	w->device = ctx->ingress_ifindex;
+	if (w->family == AF_INET) {
+		w->address[0] = ctx->local_ip4;
+		l.hash = ctx->remote_ip4;
 	} else {
-		w.address[0] = ctx->local_ip6[0];
-		w.address[1] = ctx->local_ip6[1];
-		w.address[2] = ctx->local_ip6[2];
-		w.address[3] = ctx->local_ip6[3];
-		c.hash = jhash_1word(ctx->remote_ip6[0] ^ ctx->remote_ip6[1],
+		w->address[0] = ctx->local_ip6[0];
+		w->address[1] = ctx->local_ip6[1];
+		w->address[2] = ctx->local_ip6[2];
+		w->address[3] = ctx->local_ip6[3];
+		l.hash = jhash_1word(ctx->remote_ip6[0] ^ ctx->remote_ip6[1],
 				     ctx->remote_ip6[2]) ^ ctx->remote_ip6[3];
 	}
-	c.hash = jhash_1word(c.hash ^ w.address[0] ^ w.address[3],
+	l.hash = jhash_1word(l.hash ^ w->address[0] ^ w->address[3],
 			     look.seed + ctx->remote_port + (port << 16));
 
-	begin_bucket(&w);
-	for (turn = 0; turn < 12; turn++) {
-		w.sk = 0;
-		bpf_loop(MAX_WALK, look_at_next, &w, 0);
-		if (!w.sk && at_end(&w) && w.lone) {
-			w.sk = w.lone;
-			w.lone = 0;
-		} else if (!w.sk && at_end(&w)) {
-			/* nobody here: now the wildcard address */
-			if (!(w.address[0] | w.address[1] | w.address[2] |
-			      w.address[3]))
-				return SK_DROP;
-			w.address[0] = w.address[1] = 0;
-			w.address[2] = w.address[3] = 0;
-			begin_bucket(&w);
-			continue;
-		}
-		c.found = found = (const struct sock *)w.sk;
-		cookie = found ? cookie_of(found) : 0;
-		m = bpf_map_lookup_elem(&members, &cookie);
-		c.group = m ? group_of(m) : NULL;
-		if (!c.group) {
-			if (found && BPF_CORE_READ(found, __sk_common.skc_state) !=
-					     TCP_LISTEN)
-				continue;	/* has closed meanwhile */
-			break;
-		}
-		choose_in(&c, passed_over);
-		if (c.verdict == CHOSEN || c.verdict == KERNELS_WAY)
-			return SK_PASS;
-		if (c.verdict == LEFT_OPEN) {
-			leave_open(c.group);
-			break;
-		}
-		passed_over = c.group;
-		w.passed_over = (u64)BPF_CORE_READ(found, sk_reuseport_cb);
-	}
-	leave_open(passed_over);
+	begin_bucket(w);
+	for (turn = 0; turn < 12 && answer == GO_ON; turn++)
+		answer = look_once(ctx, &l);
+	if (answer == PASS)
+		return SK_PASS;
+	if (answer == DROP)
+		return SK_DROP;
+	/* the group that had nobody is left to the kernel, too */
+	cookie = l.passed_over;
+	m = bpf_map_lookup_elem(&members, &cookie);
+	leave_open(m ? group_of(m) : NULL);
 	return SK_PASS;
 }
 
