@@ -75,8 +75,9 @@ class Session {
   /// REUSEPORT_LISTEN_*. EINVAL: unknown mode, or a socket that was not adopted. EAGAIN: try again.
   [[nodiscard]] Status set_mode(int fd, int mode);
 
-  /// What getsockopt(SO_REUSEPORT_LISTEN_OFF) would give, REUSEPORT_LISTEN_F_BPF set. Where SETTLED
-  /// is due it waits for a grace period, some milliseconds. EINVAL: not adopted, or closed.
+  /// What getsockopt(SO_REUSEPORT_LISTEN_OFF) would give, REUSEPORT_LISTEN_F_BPF set. Asked again
+  /// for a socket that was not SETTLED, it first waits for a grace period, some milliseconds: one
+  /// for all that were asked for before. EINVAL: not adopted, or closed.
   [[nodiscard]] Result<reuseport_listen_info> get_info(int fd);
 
   /// The same by the socket's cookie (SO_COOKIE), for a tool that gave its descriptor back.

@@ -5,6 +5,7 @@
 #include <sys/socket.h>
 
 #include <cerrno>
+#include <unordered_set>
 #include <utility>
 
 #include "option/object.hpp"
@@ -31,6 +32,7 @@ struct Session::Parts {
   Object object;
   Fd netns;
   Fd link;
+  std::unordered_set<std::uint64_t> waiting;  // looked at, and not SETTLED then
 
   Status adopt_cookie(std::uint64_t cookie) const {
     table::call call{};
@@ -88,7 +90,7 @@ Result<Session> Session::start(int netns, GroupSize size) {
   if (auto ok = object->load(); !ok) {
     return tl::unexpected(ok.error());
   }
-  auto parts = std::make_unique<Parts>(Parts{std::move(*object), {}, {}});
+  auto parts = std::make_unique<Parts>(Parts{std::move(*object), {}, {}, {}});
   parts->netns.reset(netns < 0 ? ::open("/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC)
                                : ::fcntl(netns, F_DUPFD_CLOEXEC, 0));
   if (!parts->netns) {
@@ -185,22 +187,25 @@ Result<reuseport_listen_info> Session::get_info(int fd) {
 }
 
 Result<reuseport_listen_info> Session::get_info_of(std::uint64_t cookie) {
-  table::call call{};
-  for (const bool waited : {false, true}) {
-    call.cookie = cookie;
-    if (auto ran = parts_->object.run("call_get_info", call); !ran) {
-      return tl::unexpected(ran.error());
-    }
-    if (call.error != 0) {
-      return Parts::answer("get_info", call.error);
-    }
-    if (waited || call.info.mode == REUSEPORT_LISTEN_ON ||
-        (call.info.flags & REUSEPORT_LISTEN_F_SETTLED) != 0) {
-      break;
-    }
+  // One wait serves all that were looked at before: so who looks at many waits no longer than who
+  // looks at one.
+  if (parts_->waiting.contains(cookie)) {
     if (auto ok = parts_->object.wait_grace_period(); !ok) {
       return tl::unexpected(ok.error());
     }
+    parts_->waiting.clear();
+  }
+  table::call call{};
+  call.cookie = cookie;
+  if (auto ran = parts_->object.run("call_get_info", call); !ran) {
+    return tl::unexpected(ran.error());
+  }
+  if (call.error != 0) {
+    return Parts::answer("get_info", call.error);
+  }
+  if (call.info.mode != REUSEPORT_LISTEN_ON &&
+      (call.info.flags & REUSEPORT_LISTEN_F_SETTLED) == 0) {
+    parts_->waiting.insert(cookie);
   }
   return call.info;
 }
