@@ -158,8 +158,7 @@ pid_t server_with_number(pid_t pid, const std::string& how) {
   return got;
 }
 
-// Disabled: where the tool is faster than this test expects, it does not end. Why is not known yet.
-TEST_F(CtlTest, DISABLED_a_recycled_number_is_neither_drained_nor_signalled) {
+TEST_F(CtlTest, a_recycled_number_is_neither_drained_nor_signalled) {
   if (::geteuid() != 0) {
     GTEST_SKIP() << "needs root to choose a process id";
   }
@@ -172,8 +171,9 @@ TEST_F(CtlTest, DISABLED_a_recycled_number_is_neither_drained_nor_signalled) {
   drain.signal(SIGSTOP);
   old.kill(SIGKILL);
   ASSERT_EQ(server_with_number(number, port() + " 1"), number) << std::strerror(errno);
+  // not by their number: the stopped drain may hold a copy of the old one's listener
+  ASSERT_TRUE(test::eventually([&] { return listens(number); }));
   const Running fresh = server(1);
-  ASSERT_TRUE(test::eventually([&] { return listeners().size() == 2; }));
   drain.signal(SIGCONT);
   const auto ran = drain.result();
   EXPECT_EQ(ran.code, 1) << ran.out << ran.err;

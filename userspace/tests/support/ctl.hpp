@@ -24,6 +24,7 @@
 #include <vector>
 
 #include "host/attached_bpf.hpp"
+#include "host/process.hpp"
 #include "host/sockdiag.hpp"
 #include "support/support.hpp"
 
@@ -197,6 +198,16 @@ class CtlTest : public NetNsTest {
       all.insert(all.end(), some->begin(), some->end());
     }
     return all;
+  }
+  /// Whether @p pid holds one of them.
+  [[nodiscard]] bool listens(pid_t pid) const {
+    const auto process = Process::open(pid);
+    const auto held = process ? process->sockets() : Result<std::vector<SocketRef>>{};
+    const auto all = listeners();
+    return held && std::any_of(held->begin(), held->end(), [&](const SocketRef& ref) {
+             return std::any_of(all.begin(), all.end(),
+                                [&](const DiagSocket& s) { return s.inode == ref.inode; });
+           });
   }
   [[nodiscard]] std::vector<std::string> modes() const {
     std::vector<std::string> out;
