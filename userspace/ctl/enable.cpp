@@ -8,6 +8,7 @@
 #include <cctype>
 #include <cerrno>
 
+#include "datagrams.hpp"
 #include "option/option.hpp"
 
 namespace reuseport::ctl {
@@ -77,7 +78,8 @@ Done enable_command(const EnableOptions& options, const Output& out) {
   }
   const auto done =
       option::enable(directory->get(), where.get(),
-                     options.large_groups ? option::GroupSize::large : option::GroupSize::normal);
+                     options.large_groups ? option::GroupSize::large : option::GroupSize::normal,
+                     datagrams_by_cookie);
   if (!done) {
     return refused(done.error());
   }
@@ -88,7 +90,7 @@ Done enable_command(const EnableOptions& options, const Output& out) {
   }
   if (done->refused > 0) {
     out.note(
-        fmt::format("{} listener{} could not be adopted: their groups are left to the kernel (see "
+        fmt::format("{} socket{} could not be adopted: their groups are left to the kernel (see "
                     "reuseportctl status)",
                     done->refused, done->refused == 1 ? "" : "s"));
   }
@@ -97,14 +99,15 @@ Done enable_command(const EnableOptions& options, const Output& out) {
                   {"new_cgroup", done->new_cgroup},
                   {"new_namespace", done->new_namespace},
                   {"listeners", done->listeners},
+                  {"datagram_sockets", done->datagrams},
                   {"refused", done->refused},
                   {"foreign_programs", done->foreign}});
   } else {
     out.text(fmt::format(
-        "{}: {} in {}; {} listener{} known\n", cgroup,
+        "{}: {} in {}; {} listener{} and {} UDP socket{} known\n", cgroup,
         done->new_cgroup || done->new_namespace ? "enabled" : "enabled already, programs replaced",
         netns.empty() ? "this network namespace" : netns, done->listeners,
-        done->listeners == 1 ? "" : "s"));
+        done->listeners == 1 ? "" : "s", done->datagrams, done->datagrams == 1 ? "" : "s"));
   }
   return {};
 }

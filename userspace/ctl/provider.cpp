@@ -4,6 +4,7 @@
 #include <cerrno>
 #include <string>
 
+#include "datagrams.hpp"
 #include "reuseport/reuseport.hpp"
 
 namespace reuseport::ctl {
@@ -37,7 +38,7 @@ Outcome<Provider> Provider::find() {
   if (works_by_itself(why)) {
     return provider;
   }
-  auto session = option::Session::start();
+  auto session = option::Session::start(-1, option::GroupSize::normal, datagrams_by_cookie);
   if (!session) {
     return failed(neither(why, session.error()));
   }

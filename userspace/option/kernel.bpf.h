@@ -149,8 +149,13 @@ struct sock_cgroup_data {
 	struct cgroup *cgroup;
 };
 
+struct sk_buff_head {
+	u32 qlen;
+};
+
 struct sock {
 	struct sock_common __sk_common;
+	struct sk_buff_head sk_receive_queue;
 	struct sock_cgroup_data sk_cgrp_data;
 	u16 sk_type;
 	u16 sk_protocol;
@@ -191,6 +196,7 @@ struct bpf_iter__tcp {
 
 /* include/linux/udp.h */
 struct udp_sock {
+	struct sk_buff_head reader_queue;
 	int forward_deficit;
 };
 

@@ -43,8 +43,7 @@ std::string hint_for(int errnum) {
       return "needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON (root has them), and no lockdown of the "
              "kernel's memory";
     case ESRCH: return "the kernel has no BTF (CONFIG_DEBUG_INFO_BTF), or is older than 6.1";
-    case E2BIG:
-      return "this kernel's BPF verifier refuses the programs; 6.1 and later are known to work";
+    case E2BIG: return "the table is full";
     case ENOMEM: return "not enough memory for the tables";
     default: return {};
   }
@@ -78,6 +77,36 @@ void hurry_grace_period() {
   const Fd fd(::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
   const sockaddr_in any{AF_INET, 0, {}, {}};
   static_cast<void>(::bind(fd.get(), reinterpret_cast<const sockaddr*>(&any), sizeof(any)));
+}
+
+/// All records that an iterator gives.
+template <typename Record>
+Result<std::vector<Record>> read_all(const bpf_program* program) {
+  const std::unique_ptr<bpf_link, int (*)(bpf_link*)> link(
+      bpf_program__attach_iter(program, nullptr), bpf_link__destroy);
+  if (!link) {
+    return bpf_fail("bpf(BPF_LINK_CREATE, iterator)", errno);
+  }
+  const Fd iterator(bpf_iter_create(bpf_link__fd(link.get())));
+  if (!iterator) {
+    return bpf_fail("bpf(BPF_ITER_CREATE)", errno);
+  }
+  std::vector<Record> records;
+  std::array<Record, 128> some{};
+  for (;;) {
+    const ssize_t n = ::read(iterator.get(), some.data(), sizeof(some));
+    if (n < 0 && (errno == EINTR || errno == EAGAIN)) {
+      continue;
+    }
+    if (n < 0) {
+      return bpf_fail("read(iterator)", errno);
+    }
+    if (n == 0) {
+      return records;
+    }
+    records.insert(records.end(), some.begin(),
+                   some.begin() + n / static_cast<ssize_t>(sizeof(Record)));
+  }
 }
 
 /// libbpf reports on stderr unless told otherwise; its last line says best what is missing.
@@ -215,7 +244,10 @@ Status Object::reuse(const std::string& map, int fd) {
 Status Object::load() {
   const Quiet quiet;
   if (const int err = bpf_object__load(object_.get()); err != 0) {
-    return bpf_fail("load the BPF programs", -err);
+    constexpr auto refused =
+        "this kernel's BPF verifier refuses the programs; 6.1 and later are known to work";
+    return err == -E2BIG ? fail("load the BPF programs", E2BIG, refused)
+                         : bpf_fail("load the BPF programs", -err);
   }
 
   // what a group starts as: every slot free, at its own position
@@ -265,31 +297,44 @@ Status Object::find_namespace(table::look& look) const {
 }
 
 Result<std::vector<std::uint64_t>> Object::find_listeners() const {
-  const std::unique_ptr<bpf_link, int (*)(bpf_link*)> link(
-      bpf_program__attach_iter(program("find_listeners"), nullptr), bpf_link__destroy);
-  if (!link) {
-    return bpf_fail("bpf(BPF_LINK_CREATE, iter/tcp)", errno);
+  return read_all<std::uint64_t>(program("find_listeners"));
+}
+
+Result<std::vector<table::datagram>> Object::find_datagrams() const {
+  return read_all<table::datagram>(program("find_datagrams"));
+}
+
+Status Object::set_datagram_chooser() const {
+  const std::uint32_t zero = 0;
+  const int chooser = program_fd("choose_datagram");
+  if (bpf_map_update_elem(map("datagram_chooser"), &zero, &chooser, BPF_ANY) != 0) {
+    return bpf_fail("bpf(BPF_MAP_UPDATE_ELEM, datagram_chooser)", errno);
   }
-  const Fd iterator(bpf_iter_create(bpf_link__fd(link.get())));
-  if (!iterator) {
-    return bpf_fail("bpf(BPF_ITER_CREATE)", errno);
+  return {};
+}
+
+Status Object::take_datagram(int fd, std::uint64_t cookie) const {
+  const int stub = program_fd("reuseport_stub");
+  if (::setsockopt(fd, SOL_SOCKET, SO_ATTACH_REUSEPORT_EBPF, &stub, sizeof(stub)) != 0) {
+    return fail("setsockopt(SO_ATTACH_REUSEPORT_EBPF)", errno,
+                errno == EINVAL ? "not a bound UDP socket with SO_REUSEPORT" : "");
   }
-  std::vector<std::uint64_t> cookies;
-  std::array<std::uint64_t, 512> some{};
-  for (;;) {
-    const ssize_t n = ::read(iterator.get(), some.data(), sizeof(some));
-    if (n < 0 && (errno == EINTR || errno == EAGAIN)) {
-      continue;
+  const auto value = static_cast<std::uint64_t>(fd);
+  for (std::uint32_t tries = 0; tries < MAX_DATAGRAMS; tries++) {
+    const std::uint32_t index = next_index_++ % MAX_DATAGRAMS;
+    if (bpf_map_update_elem(map("datagrams"), &index, &value, BPF_NOEXIST) == 0) {
+      if (bpf_map_update_elem(map("datagram_index"), &cookie, &index, BPF_ANY) != 0) {
+        return bpf_fail("bpf(BPF_MAP_UPDATE_ELEM, datagram_index)", errno);
+      }
+      return {};
     }
-    if (n < 0) {
-      return bpf_fail("read(iter/tcp)", errno);
+    if (errno != EEXIST) {
+      const int err = errno;
+      return fail("bpf(BPF_MAP_UPDATE_ELEM, datagrams)", err,
+                  err == EBUSY ? "the socket is in another REUSEPORT_SOCKARRAY" : "");
     }
-    if (n == 0) {
-      return cookies;
-    }
-    cookies.insert(cookies.end(), some.begin(),
-                   some.begin() + n / static_cast<ssize_t>(sizeof(some[0])));
   }
+  return fail("adopt", ENOSPC, "the table of UDP sockets is full");
 }
 
 Status Object::run(const char* program, table::call& call) const {
@@ -346,6 +391,31 @@ Status Object::see_grace_periods() const {
   return fail(
       "look for grace periods", ENOTSUP,
       "the kernel does not say where it counts them (CONFIG_KALLSYMS_ALL), or is locked down");
+}
+
+Status adopt_datagrams(const Object& object, const FindDescriptors& find) {
+  const auto found = object.find_datagrams();
+  if (!found) {
+    return tl::unexpected(found.error());
+  }
+  std::vector<std::uint64_t> missing;
+  for (const table::datagram& each : *found) {
+    if (each.known == 0 && (each.program == 0 || each.ours != 0)) {
+      missing.push_back(each.cookie);
+    }
+  }
+  if (missing.empty() || !find) {
+    return {};
+  }
+  const std::vector<Fd> fds = find(missing);
+  for (std::size_t i = 0; i < fds.size() && i < missing.size(); i++) {
+    if (fds[i]) {
+      // One that cannot be taken in stays unknown, and SETTLED is not said beside it.
+      static_cast<void>(object.take_datagram(fds[i].get(), missing[i]));
+    }
+  }
+  const auto joined = object.find_datagrams();
+  return joined ? Status{} : tl::unexpected(joined.error());
 }
 
 Status Object::wait_grace_period() {

@@ -60,6 +60,16 @@ class Object {
   [[nodiscard]] Status find_namespace(table::look& look) const;
   /// Puts the listeners on `wanted` ports into `listeners`; their cookies.
   [[nodiscard]] Result<std::vector<std::uint64_t>> find_listeners() const;
+  /// Run in the namespace, after find_namespace(): its UDP sockets on `wanted` ports and in the
+  /// cgroups. Those that take_datagram() was given are taken in, and what connected or disconnected
+  /// since is noted.
+  [[nodiscard]] Result<std::vector<table::datagram>> find_datagrams() const;
+  /// Gives a bound UDP socket to the programs, and its group our program. EBUSY: its group has
+  /// another one, or the socket is in another REUSEPORT_SOCKARRAY.
+  [[nodiscard]] Status take_datagram(int fd, std::uint64_t cookie) const;
+  /// Puts the choice for UDP where the program of the groups calls it.
+  [[nodiscard]] Status set_datagram_chooser() const;
+
   /// Runs a call_* program. Its own answer is in call.error.
   [[nodiscard]] Status run(const char* program, table::call& call) const;
 
@@ -76,10 +86,15 @@ class Object {
   };
   std::unique_ptr<bpf_object, Close> object_;
   GroupSize size_ = GroupSize::normal;
-  Fd waiter_;  // see wait_grace_period()
+  mutable std::uint32_t next_index_ = 0;  // in `datagrams`, where a free one is looked for
+  Fd waiter_;                             // see wait_grace_period()
   Fd waiter_inner_;
   table::grace_periods waited_{};
 };
+
+/// Run in the namespace: takes in the UDP sockets there that are wanted, as far as @p find gives
+/// their descriptors. A group with a program of somebody else's stays as it is.
+[[nodiscard]] Status adopt_datagrams(const Object& object, const FindDescriptors& find);
 
 }  // namespace reuseport::option
 

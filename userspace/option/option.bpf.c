@@ -46,6 +46,13 @@ static __always_inline void read_queues(const struct sock *sk, u8 protocol,
 		n = BPF_CORE_READ(sk, sk_backlog.rmem_alloc.counter) -
 		    BPF_CORE_READ(up, forward_deficit);
 		info->queued = n > 0 ? n : 0;
+		/*
+		 * Two reads of what changes meanwhile: 0 is said only where the
+		 * queues are empty, too. Datagrams go from the first to the second.
+		 */
+		if (!info->queued)
+			info->queued = BPF_CORE_READ(sk, sk_receive_queue.qlen) ?:
+				       BPF_CORE_READ(up, reader_queue.qlen);
 		return;
 	}
 	n = BPF_CORE_READ(icsk, icsk_accept_queue.qlen.counter);
@@ -183,6 +190,7 @@ struct walk {
 	u8 family;
 	u64 node;		/* next in the bucket; odd or 0: its end */
 	u64 sk;			/* found */
+	u64 reuse;		/* ... and its group in the kernel */
 	u64 lone;		/* found, but in no group */
 	u64 passed_over;	/* sk_reuseport_cb that had nobody */
 };
@@ -257,6 +265,7 @@ static long look_at_next(u32 i, struct walk *w)
 		return 0;
 	}
 	w->sk = (u64)sk;
+	w->reuse = reuse;
 	return 1;
 }
 
@@ -264,7 +273,6 @@ enum verdict {
 	CHOSEN,
 	NOBODY,		/* all closed to it: the lookup goes on */
 	LEFT_OPEN,	/* left to the kernel, for lack of knowledge */
-	KERNELS_WAY,	/* all ON: left to the kernel */
 };
 
 /* One choice in one group. */
@@ -272,6 +280,7 @@ struct choice {
 	struct bpf_sk_lookup *ctx;
 	struct group *group;
 	const struct sock *found;	/* by the walk, in this group */
+	u64 reuse;			/* the kernel's group, when it was found */
 	u32 hash;
 	u32 verdict;
 };
@@ -282,14 +291,16 @@ static __always_inline bool give(struct choice *c, u64 cookie)
 	struct bpf_sock *sk = bpf_map_lookup_elem(&listeners, &cookie);
 	const struct sock *member, *found = c->found;
 	bool given = false;
+	u64 reuse;
 
 	if (!sk)
 		return false;	/* it is closing */
 	member = address_of(sk);
+	reuse = (u64)BPF_CORE_READ(member, sk_reuseport_cb);
+	/* who was found may leave it meanwhile, and a group that grows moves */
 	if (member == found ||
-	    (BPF_CORE_READ(member, sk_reuseport_cb) &&
-	     BPF_CORE_READ(member, sk_reuseport_cb) ==
-		     BPF_CORE_READ(found, sk_reuseport_cb)))
+	    (reuse && (reuse == c->reuse ||
+		       reuse == (u64)BPF_CORE_READ(found, sk_reuseport_cb))))
 		given = !bpf_sk_assign(c->ctx, sk, BPF_SK_LOOKUP_F_NO_REUSEPORT);
 	bpf_sk_release(sk);
 	return given;
@@ -310,7 +321,8 @@ static long try_one(u32 i, struct choice *c)
 		return 1;
 	}
 	s = slot_at(g, slot_at(g, (u64)c->hash * n >> 32)->perm);
-	cookie = s->cookie;
+	/* in this order: a slot that is freed and taken again is not ON at first */
+	cookie = *(volatile u64 *)&s->cookie;
 	if (*(volatile u8 *)&s->section == wanted && give(c, cookie)) {
 		c->verdict = CHOSEN;
 		return 1;
@@ -367,18 +379,15 @@ static __always_inline bool has_unknown(struct group *g, const struct sock *sk)
 	return true;
 }
 
-static __always_inline void choose_in(struct choice *c, bool must_choose)
+/*
+ * Also where all are ON: who is not may have joined by the time that the kernel
+ * would choose.
+ */
+static __always_inline void choose_in(struct choice *c)
 {
-	u64 counts;
-
 	c->verdict = LEFT_OPEN;
-	counts = *(volatile u64 *)&c->group->counts;
 	if (has_unknown(c->group, c->found))
 		return;
-	if (all_on(counts) && !must_choose) {
-		c->verdict = KERNELS_WAY;
-		return;
-	}
 	bpf_loop(8, try_one, c, 0);
 	if (c->verdict == LEFT_OPEN)
 		bpf_loop(64, try_next, c, 0);
@@ -421,7 +430,7 @@ int look_once(struct bpf_sk_lookup *ctx, struct lookup *l)
 	if (!l)
 		return KERNEL;
 	w = l->walk;	/* bpf_loop() takes only what is on this stack */
-	w.sk = 0;
+	w.sk = w.reuse = 0;
 	bpf_loop(MAX_WALK, look_at_next, &w, 0);
 	if (!w.sk && at_end(&w)) {
 		w.sk = w.lone;
@@ -439,6 +448,7 @@ int look_once(struct bpf_sk_lookup *ctx, struct lookup *l)
 		return GO_ON;
 	}
 	c.hash = l->hash;
+	c.reuse = w.reuse;
 	c.found = found = (const struct sock *)w.sk;
 	cookie = found ? cookie_of(found) : 0;
 	m = bpf_map_lookup_elem(&members, &cookie);
@@ -449,10 +459,12 @@ int look_once(struct bpf_sk_lookup *ctx, struct lookup *l)
 			goto go_on;	/* has closed meanwhile */
 		return KERNEL;
 	}
-	choose_in(&c, l->passed_over);
-	if (c.verdict == CHOSEN || c.verdict == KERNELS_WAY)
+	choose_in(&c);
+	if (c.verdict == CHOSEN)
 		return PASS;
 	if (c.verdict == LEFT_OPEN) {
+		if (BPF_CORE_READ(found, __sk_common.skc_state) != TCP_LISTEN)
+			goto go_on;
 		leave_open(c.group);
 		return KERNEL;
 	}
@@ -533,8 +545,8 @@ static long try_datagram(u32 i, struct datagram_choice *c)
 		return 1;
 	}
 	s = slot_at(g, slot_at(g, (u64)c->hash * n >> 32)->perm);
+	cookie = *(volatile u64 *)&s->cookie;
 	sk = (const struct sock *)s->sk;
-	cookie = s->cookie;
 	c->hash = c->hash * 0x9e3779b1 + i;
 	if (*(volatile u8 *)&s->section != wanted ||
 	    /* connected: a flow, not a listener */
@@ -708,7 +720,7 @@ static __always_inline int set_option_of(struct bpf_sockopt *ctx)
 	m = bpf_map_lookup_elem(&members, &cookie);
 	g = m ? group_of(m) : NULL;
 	if (g && !hashed && slot_at(g, m->slot)->section != ASIDE) {
-		let_go(g, slot_at(g, m->slot));	/* after shutdown(2) */
+		let_go(g, cookie);	/* after shutdown(2) */
 		g = NULL;
 	}
 	if (hashed && !g && !udp && !BPF_CORE_READ(sk, sk_reuseport_cb)) {
@@ -772,12 +784,12 @@ static __always_inline int get_option_of(struct bpf_sockopt *ctx,
 	m = bpf_map_lookup_elem(&members, &cookie);
 	g = m ? group_of(m) : NULL;
 	if (g && slot_at(g, m->slot)->section != ASIDE) {
-		if (is_hashed(slot_at(g, m->slot), g->protocol)) {
+		if (is_hashed(slot_at(g, m->slot), cookie, g->protocol)) {
 			if (tell(sk, m, g, info))
 				hurry_grace_period(socket);
 			return 0;
 		}
-		let_go(g, slot_at(g, m->slot));	/* after shutdown(2) */
+		let_go(g, cookie);	/* after shutdown(2) */
 	}
 	info->flags = REUSEPORT_LISTEN_F_BPF;
 	kept = bpf_sk_storage_get(&keepsakes, socket, NULL, 0);
@@ -912,7 +924,7 @@ int see_listening(struct bpf_sock_ops *ctx)
 		g = group_of(m);
 		if (g && (err || !same_key(&key, &m->key))) {
 			/* cannot be chosen, or has a new address */
-			let_go(g, slot_at(g, m->slot));
+			let_go(g, cookie);
 			m = NULL;
 		}
 	}
@@ -955,10 +967,10 @@ int see_closing(struct bpf_sock *socket)
 	g = m ? group_of(m) : NULL;
 	if (!g)
 		return 1;
-	if (is_hashed(slot_at(g, m->slot), g->protocol))
+	if (is_hashed(slot_at(g, m->slot), cookie, g->protocol))
 		set_aside(g, m->slot);
 	else
-		let_go(g, slot_at(g, m->slot));
+		let_go(g, cookie);
 	return 1;
 }
 
@@ -1086,7 +1098,7 @@ int call_get_info(struct __sk_buff *skb)
 	g = m ? group_of(m) : NULL;
 	sk = g ? socket_of(g, m, cookie) : NULL;
 	call->error = -EINVAL;
-	if (!sk || !is_hashed(slot_at(g, m->slot), g->protocol))
+	if (!sk || !is_hashed(slot_at(g, m->slot), cookie, g->protocol))
 		return 0;
 	tell(sk, m, g, &info);
 	call->error = 0;
@@ -1192,7 +1204,8 @@ int call_grace_period(struct __sk_buff *skb)
 /* Ports whose listeners a tool wants. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 4096);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
 	__type(key, u16);
 	__type(value, u8);
 } wanted SEC(".maps");
@@ -1268,8 +1281,13 @@ int find_datagrams(struct bpf_iter__udp *ctx)
 	struct datagram told = {};
 	const struct sock *sk;
 	struct udp_sock *up = ctx->udp_sk;
+	struct group_key key;
 	struct member *m;
 	struct group *g;
+	bool connected, grouped;
+	struct kept *kept;
+	u8 section;
+	u32 mode;
 	u32 *index;
 	u64 cookie;
 	u16 port;
@@ -1285,20 +1303,41 @@ int find_datagrams(struct bpf_iter__udp *ctx)
 	cookie = bpf_get_socket_cookie(up);
 	index = bpf_map_lookup_elem(&datagram_index, &cookie);
 	m = bpf_map_lookup_elem(&members, &cookie);
-	if (!m && index && !join(sk, cookie, look.netns, *index)) {
-		m = bpf_map_lookup_elem(&members, &cookie);
-		g = m ? group_of(m) : NULL;
-		if (g) {
+	grouped = BPF_CORE_READ(sk, sk_reuseport_cb);
+	if (!m && !grouped)
+		return 0;	/* has left its group by connect(2) */
+	if (!m && index) {
+		describe(sk, look.netns, &key);
+		reclaim(&key);
+		if (!join(sk, cookie, look.netns, *index))
+			m = bpf_map_lookup_elem(&members, &cookie);
+	}
+	g = m ? group_of(m) : NULL;
+	if (g) {
+		/* connected: a flow, not a listener */
+		connected = !grouped ||
+			    BPF_CORE_READ(sk, __sk_common.skc_state) ==
+				    TCP_ESTABLISHED;
+		section = slot_at(g, m->slot)->section;
+		if (is_ours(program_of(sk)))
 			g->program = program_of(sk);
-			move(g, m->slot, ON, false);
-			start_looking_after(g);
+		if (connected && section == ON) {
+			move(g, m->slot, ASIDE, true);
+		} else if (!connected && section == ASIDE &&
+			 !slot_at(g, m->slot)->closing) {
+			/* with the mode that it was given before */
+			kept = bpf_sk_storage_get(&keepsakes, up, NULL, 0);
+			mode = kept ? kept->mode : REUSEPORT_LISTEN_ON;
+			move(g, m->slot, section_of(mode),
+			     mode != REUSEPORT_LISTEN_ON);
 		}
+		start_looking_after(g);
 	}
 	told.cookie = cookie;
 	told.program = program_of(sk);
 	told.port = port;
 	told.family = BPF_CORE_READ(sk, __sk_common.skc_family);
-	told.known = m != NULL;
+	told.known = g != NULL;
 	told.ours = is_ours(told.program);
 	told.index = m ? m->index : 0;
 	bpf_seq_write(ctx->meta->seq, &told, sizeof(told));

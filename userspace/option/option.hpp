@@ -20,9 +20,11 @@
 
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "host/result.hpp"
@@ -47,22 +49,28 @@ enum class Need {
 /// Group sizes the programs are built for: members a group may have.
 enum class GroupSize : std::uint16_t { normal = 512, large = 4096 };
 
+/// Finds descriptors of sockets, by their cookies: a duplicate each, or none. UDP sockets get into
+/// the tables by a descriptor alone, so also those that nobody adopted by name: newcomers.
+using FindDescriptors = std::function<std::vector<Fd>(const std::vector<std::uint64_t>& cookies)>;
+
 /// The option for the listeners of one network namespace that were adopted, and for nobody else.
 /// Not thread-safe. Move-only.
 class Session {
  public:
   /// @p netns: a descriptor of the namespace (/proc/PID/ns/net), or -1 for the caller's own. The
   /// calling thread may be in that namespace for the time of a call.
-  [[nodiscard]] static Result<Session> start(int netns = -1, GroupSize size = GroupSize::normal);
+  /// Without @p find, UDP sockets that are not adopted by name stay unknown.
+  [[nodiscard]] static Result<Session> start(int netns = -1, GroupSize size = GroupSize::normal,
+                                             FindDescriptors find = {});
 
   Session(Session&&) noexcept;
   Session& operator=(Session&&) noexcept;
   ~Session();
 
-  /// Takes a listener in, ON, and all others of its port with it. It is known until it closes.
-  /// Adopting it again is no error. ENOSPC: the group or the tables are full; EBUSY: the group has
-  /// a BPF program of its own; EINVAL: not a SO_REUSEPORT listener of this namespace; EOPNOTSUPP:
-  /// MPTCP or another protocol.
+  /// Takes a TCP listener or a bound UDP socket in, ON, and all others of its port with it. It is
+  /// known until it closes. Adopting it again is no error. ENOSPC: the group or the tables are
+  /// full; EBUSY: the group has a BPF program of its own; EINVAL: not a SO_REUSEPORT listener of
+  /// this namespace; EOPNOTSUPP: MPTCP or another protocol.
   [[nodiscard]] Status adopt(int fd);
   /// Many at once, for one look at the others instead of one each.
   [[nodiscard]] Status adopt(const std::vector<int>& fds);
@@ -87,7 +95,9 @@ class Session {
  private:
   struct Parts;
   explicit Session(std::unique_ptr<Parts> parts);
-  [[nodiscard]] Status adopt_one(int fd);
+  using Datagrams = std::unordered_map<std::uint64_t, int>;  // by cookie, descriptors
+  [[nodiscard]] Status adopt_one(int fd, Datagrams& datagrams);
+  [[nodiscard]] Status adopt_datagrams(Datagrams datagrams);
   std::unique_ptr<Parts> parts_;
 };
 
@@ -100,6 +110,7 @@ struct Enabled {
   bool new_cgroup = false;
   bool new_namespace = false;
   std::size_t listeners = 0;  ///< known in this namespace now
+  std::size_t datagrams = 0;  ///< UDP sockets known in this namespace now
   std::size_t refused = 0;    ///< listeners that could not be taken in: they stay unknown
   std::size_t foreign = 0;    ///< other sk_lookup programs: what they choose is obeyed
 };
@@ -107,13 +118,15 @@ struct Enabled {
 /// Makes setsockopt() and getsockopt() of SO_REUSEPORT_LISTEN_OFF work, for sockets made in
 /// @p cgroup (a descriptor of its directory, cgroup2) and below, in network namespace @p netns (-1:
 /// the caller's own). Adopts the listeners there are; later ones are seen by themselves. What is
-/// enabled already stays so, its programs are replaced by these, and what is new is adopted. On
+/// enabled already stays so, its programs are replaced by these, and what is new is adopted: UDP
+/// sockets as far as @p find gives their descriptors, so those that come later by another call. On
 /// failure what was enabled before is as it was.
-[[nodiscard]] Result<Enabled> enable(int cgroup, int netns = -1,
-                                     GroupSize size = GroupSize::normal);
+[[nodiscard]] Result<Enabled> enable(int cgroup, int netns = -1, GroupSize size = GroupSize::normal,
+                                     const FindDescriptors& find = {});
 
 /// Takes everything away. EBUSY: sockets that are not ON would get connections again; @p force does
-/// it all the same. ENOENT: nothing is enabled.
+/// it all the same. ENOENT: nothing is enabled. A program that does nothing stays on a group of UDP
+/// sockets, for as long as one of them is open.
 [[nodiscard]] Status disable(bool force = false);
 
 /// A group as `status` shows it.

@@ -37,9 +37,10 @@ constexpr long bpf_fs_magic = 0xcafe4a11;   // BPF_FS_MAGIC, <linux/magic.h>
 constexpr long cgroup2_magic = 0x63677270;  // CGROUP2_SUPER_MAGIC
 
 /// The maps that outlive the tool. `new_group` and the constants are each object's own.
-constexpr std::array shared_maps = {"listeners", "members", "groups",     "involved",
-                                    "users",     "common",  "namespaces", "keepsakes",
-                                    "hurry",     "cgroups", "about",      "grace_periods"};
+constexpr std::array shared_maps = {
+    "listeners", "members",       "groups",    "involved",       "users",
+    "common",    "namespaces",    "keepsakes", "hurry",          "cgroups",
+    "about",     "grace_periods", "datagrams", "datagram_index", "datagram_chooser"};
 
 struct Hook {
   const char* program;
@@ -357,7 +358,7 @@ std::uint64_t inode_of_netns(const std::string& below) {
 
 }  // namespace
 
-Result<Enabled> enable(int cgroup, int netns, GroupSize size) {
+Result<Enabled> enable(int cgroup, int netns, GroupSize size, const FindDescriptors& find) {
   struct statfs filesystem {};
   struct stat directory {};
   if (::fstatfs(cgroup, &filesystem) != 0 || ::fstat(cgroup, &directory) != 0) {
@@ -398,7 +399,9 @@ Result<Enabled> enable(int cgroup, int netns, GroupSize size) {
   const bool replace = done.first || (*about)->build != build;
   const std::string of = "cgroups/" + std::to_string(cgroup_id);
   const bool hook = replace || !all_pinned(of);
-  std::vector<std::string> programs = {"choose", "find_namespace", "find_listeners", "call_adopt"};
+  std::vector<std::string> programs = {"choose",         "choose_datagram", "reuseport_stub",
+                                       "find_namespace", "find_listeners",  "find_datagrams",
+                                       "call_adopt"};
   if (hook) {
     for (const Hook& each : hooks) {
       programs.emplace_back(each.program);
@@ -460,6 +463,11 @@ Result<Enabled> enable(int cgroup, int netns, GroupSize size) {
   done.new_namespace = *fresh;
   done.foreign = attached - (*fresh || attached == 0 ? 0 : 1);
 
+  if (replace) {
+    if (auto ok = object->set_datagram_chooser(); !ok) {
+      return failed(ok.error());
+    }
+  }
   if (hook) {
     if (auto ok = attach_hooks(*object, of, cgroup, done.new_cgroup); !ok) {
       return failed(ok.error());
@@ -493,6 +501,16 @@ Result<Enabled> enable(int cgroup, int netns, GroupSize size) {
         return ran;
       }
       (call.error == 0 ? done.listeners : done.refused)++;
+    }
+    if (auto ok = adopt_datagrams(*object, find); !ok) {
+      return ok;
+    }
+    const auto datagrams = object->find_datagrams();
+    if (!datagrams) {
+      return tl::unexpected(datagrams.error());
+    }
+    for (const table::datagram& each : *datagrams) {
+      (each.known != 0 ? done.datagrams : done.refused)++;
     }
     return {};
   };

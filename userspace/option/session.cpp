@@ -21,7 +21,7 @@ Result<std::uint16_t> port_of(int fd) {
     return fail("getsockname", errno);
   }
   if (bound.sin6_family != AF_INET && bound.sin6_family != AF_INET6) {
-    return fail("adopt", EOPNOTSUPP, "only TCP over IPv4 and IPv6");
+    return fail("adopt", EOPNOTSUPP, "only TCP and UDP over IPv4 and IPv6");
   }
   return ntohs(bound.sin6_port);  // at the same place in sockaddr_in
 }
@@ -32,6 +32,7 @@ struct Session::Parts {
   Object object;
   Fd netns;
   Fd link;
+  FindDescriptors find;
   std::unordered_set<std::uint64_t> waiting;  // looked at, and not SETTLED then
 
   Status adopt_cookie(std::uint64_t cookie) const {
@@ -77,7 +78,7 @@ Session::Session(Session&&) noexcept = default;
 Session& Session::operator=(Session&&) noexcept = default;
 Session::~Session() = default;
 
-Result<Session> Session::start(int netns, GroupSize size) {
+Result<Session> Session::start(int netns, GroupSize size, FindDescriptors find) {
   if (auto ok = refuse_own_option(); !ok) {
     return tl::unexpected(ok.error());
   }
@@ -85,12 +86,15 @@ Result<Session> Session::start(int netns, GroupSize size) {
   if (!object) {
     return tl::unexpected(object.error());
   }
-  object->only({"choose", "find_namespace", "find_listeners", "call_adopt", "call_set_mode",
-                "call_get_info"});
+  object->only({"choose", "choose_datagram", "reuseport_stub", "find_namespace", "find_listeners",
+                "find_datagrams", "call_adopt", "call_set_mode", "call_get_info"});
   if (auto ok = object->load(); !ok) {
     return tl::unexpected(ok.error());
   }
-  auto parts = std::make_unique<Parts>(Parts{std::move(*object), {}, {}, {}});
+  if (auto ok = object->set_datagram_chooser(); !ok) {
+    return tl::unexpected(ok.error());
+  }
+  auto parts = std::make_unique<Parts>(Parts{std::move(*object), {}, {}, std::move(find), {}});
   parts->netns.reset(netns < 0 ? ::open("/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC)
                                : ::fcntl(netns, F_DUPFD_CLOEXEC, 0));
   if (!parts->netns) {
@@ -113,15 +117,54 @@ Status Session::adopt(int fd) {
 }
 
 Status Session::adopt(const std::vector<int>& fds) {
+  Datagrams datagrams;
   for (const int fd : fds) {
-    if (auto ok = adopt_one(fd); !ok) {
+    if (auto ok = adopt_one(fd, datagrams); !ok) {
       return ok;
     }
   }
-  return refresh();
+  if (auto ok = adopt_datagrams(datagrams); !ok) {
+    return ok;
+  }
+  if (auto ok = refresh(); !ok) {
+    return ok;
+  }
+  for (const auto& [cookie, fd] : datagrams) {
+    table::member member{};
+    if (bpf_map_lookup_elem(parts_->object.map("members"), &cookie, &member) != 0) {
+      return fail("adopt", ENOSPC, "the group or the tables are full");
+    }
+  }
+  return {};
 }
 
-Status Session::adopt_one(int fd) {
+/// Gives them to the programs; the next refresh() takes them in.
+Status Session::adopt_datagrams(Datagrams datagrams) {
+  if (datagrams.empty()) {
+    return {};
+  }
+  return in_netns(parts_->netns.get(), [&]() -> Status {
+    const auto found = parts_->object.find_datagrams();
+    if (!found) {
+      return tl::unexpected(found.error());
+    }
+    for (const table::datagram& each : *found) {
+      const auto mine = datagrams.extract(each.cookie);
+      if (!mine || each.known != 0) {
+        continue;
+      }
+      if (each.program != 0 && each.ours == 0) {
+        return Parts::answer("adopt", -EBUSY);
+      }
+      if (auto ok = parts_->object.take_datagram(mine.mapped(), each.cookie); !ok) {
+        return ok;
+      }
+    }
+    return datagrams.empty() ? Status{} : Parts::answer("adopt", -EINVAL);
+  });
+}
+
+Status Session::adopt_one(int fd, Datagrams& datagrams) {
   const auto cookie = cookie_of(fd);
   const auto port = port_of(fd);
   if (!cookie || !port) {
@@ -129,8 +172,17 @@ Status Session::adopt_one(int fd) {
   }
   int protocol = 0;
   socklen_t len = sizeof(protocol);
-  if (::getsockopt(fd, SOL_SOCKET, SO_PROTOCOL, &protocol, &len) != 0 || protocol != IPPROTO_TCP) {
-    return fail("adopt", EOPNOTSUPP, "only TCP");
+  if (::getsockopt(fd, SOL_SOCKET, SO_PROTOCOL, &protocol, &len) != 0 ||
+      (protocol != IPPROTO_TCP && protocol != IPPROTO_UDP)) {
+    return fail("adopt", EOPNOTSUPP, "only TCP and UDP");
+  }
+  const std::uint8_t one = 1;
+  if (bpf_map_update_elem(parts_->object.map("wanted"), &*port, &one, BPF_ANY) != 0) {
+    return bpf_fail("bpf(BPF_MAP_UPDATE_ELEM, wanted)", errno);
+  }
+  if (protocol == IPPROTO_UDP) {
+    datagrams[*cookie] = fd;
+    return {};
   }
   const auto value = static_cast<std::uint64_t>(fd);
   if (bpf_map_update_elem(parts_->object.map("listeners"), &*cookie, &value, BPF_ANY) != 0) {
@@ -141,10 +193,6 @@ Status Session::adopt_one(int fd) {
   if (auto ok = parts_->adopt_cookie(*cookie); !ok) {
     bpf_map_delete_elem(parts_->object.map("listeners"), &*cookie);
     return ok;
-  }
-  const std::uint8_t one = 1;
-  if (bpf_map_update_elem(parts_->object.map("wanted"), &*port, &one, BPF_ANY) != 0) {
-    return bpf_fail("bpf(BPF_MAP_UPDATE_ELEM, wanted)", errno);
   }
   return {};
 }
@@ -159,7 +207,7 @@ Status Session::refresh() {
       // One that cannot be taken in stays unknown, and SETTLED is not said beside it.
       static_cast<void>(parts_->adopt_cookie(cookie));
     }
-    return {};
+    return option::adopt_datagrams(parts_->object, parts_->find);
   });
 }
 

@@ -520,28 +520,34 @@ static __always_inline bool move(struct group *g, u32 slot, enum section to,
  * which also finds those of whose end no program was told: shutdown(2), and all
  * that a Session adopted.
  */
-static __always_inline bool is_hashed(const struct slot *s, u8 protocol)
+static __always_inline bool is_hashed(const struct slot *s, u64 cookie,
+				      u8 protocol)
 {
 	const struct sock *sk = (const struct sock *)s->sk;
 
 	/* memory of closed sockets is used for other ones, at any time */
-	if (cookie_of(sk) != s->cookie)
+	if (cookie_of(sk) != cookie)
 		return false;
 	if (protocol == IPPROTO_UDP)
 		return BPF_CORE_READ(sk, __sk_common.skc_num);
 	return BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_LISTEN;
 }
 
-static __always_inline void let_go(struct group *g, struct slot *s)
+/*
+ * By its cookie, read before what made the caller let it go: the slot may have
+ * been freed meanwhile, and be another's. Who deletes the member owns its slot.
+ */
+static __always_inline void let_go(struct group *g, u64 cookie)
 {
-	u64 cookie = s->cookie;
 	struct member *m = bpf_map_lookup_elem(&members, &cookie);
 	bool was_involved;
+	struct slot *s;
 	u32 uid;
 
 	if (!m)
 		return;
 	uid = m->key.uid;
+	s = slot_at(g, m->slot);
 	if (bpf_map_delete_elem(&members, &cookie))
 		return;	/* somebody else does it */
 	bpf_spin_lock(&g->lock);
@@ -558,6 +564,7 @@ static long sweep_one(u32 i, struct group **group)
 {
 	struct group *g = *group;
 	struct slot *s;
+	u64 cookie;
 	u32 n;
 
 	/* from the end: who is let go changes places with the last */
@@ -565,12 +572,14 @@ static long sweep_one(u32 i, struct group **group)
 	if (i >= n)
 		return 1;
 	s = slot_at(g, slot_at(g, n - 1 - i)->perm);
-	if (s->section == FREE || is_hashed(s, g->protocol))
+	cookie = *(volatile u64 *)&s->cookie;
+	if (*(volatile u8 *)&s->section == FREE ||
+	    is_hashed(s, cookie, g->protocol))
 		return 0;
 	/* who is about to listen stays, unless it is gone */
 	if (s->section != ASIDE || s->closing ||
-	    cookie_of((const struct sock *)s->sk) != s->cookie)
-		let_go(g, s);
+	    cookie_of((const struct sock *)s->sk) != cookie)
+		let_go(g, cookie);
 	return 0;
 }
 
@@ -589,14 +598,17 @@ static long reclaim_one(u32 i, struct group **group)
 	u64 counts = g->counts;
 	struct slot *s;
 	u32 from, n;
+	u64 cookie;
 
 	n = count_in(counts, ASIDE);
 	if (!n)
 		return 1;
 	from = end_of(counts, OFF);
 	s = slot_at(g, slot_at(g, from + i % n)->perm);
-	if (s->section == ASIDE && s->closing && !is_hashed(s, g->protocol))
-		let_go(g, s);
+	cookie = *(volatile u64 *)&s->cookie;
+	if (*(volatile u8 *)&s->section == ASIDE &&
+	    *(volatile u8 *)&s->closing && !is_hashed(s, cookie, g->protocol))
+		let_go(g, cookie);
 	return 0;
 }
 

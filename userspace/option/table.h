@@ -110,7 +110,7 @@ struct grace_periods {
  * Pinned with the maps. Programs of another version do not understand them; it
  * changes with every struct above and with what programs do with them.
  */
-#define TABLE_VERSION	2
+#define TABLE_VERSION	3
 
 struct about {
 	__u32 version;

@@ -452,6 +452,59 @@ TEST_F(ScopeTest, EveryMemberOffIsRefusedAlsoWhenThereAreMany) {
   EXPECT_EQ(try_connect(to), 0);
 }
 
+// Nothing but a descriptor makes a UDP socket known: enable() again does it.
+TEST_F(ScopeTest, DatagramsAreTakenInByEnable) {
+  const auto bound = [](std::uint16_t port) {
+    Fd fd(::socket(AF_INET, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+    const int one = 1;
+    EXPECT_EQ(::setsockopt(fd.get(), SOL_SOCKET, SO_REUSEPORT, &one, sizeof(one)), 0);
+    if (port == 0) {  // a mode from before it is bound is kept
+      EXPECT_EQ(set_mode(fd, REUSEPORT_LISTEN_STANDBY), 0);
+    }
+    const Address at = address("127.0.0.1", port);
+    EXPECT_EQ(::bind(fd.get(), at.get(), at.len), 0) << std::strerror(errno);
+    return fd;
+  };
+  enable_here();
+  const Fd a = bound(0);
+  const Fd b = bound(local_address(a.get()).port());
+  EXPECT_EQ(set_mode(a, REUSEPORT_LISTEN_OFF), EAGAIN);
+  EXPECT_EQ(get_info(a).mode, static_cast<unsigned>(REUSEPORT_LISTEN_ON)) << "it gets datagrams";
+
+  const auto find = [&](const std::vector<std::uint64_t>& cookies) {
+    std::vector<Fd> found(cookies.size());
+    for (std::size_t i = 0; i < cookies.size(); i++) {
+      for (const Fd* fd : {&a, &b}) {
+        std::uint64_t cookie = 0;
+        socklen_t len = sizeof(cookie);
+        EXPECT_EQ(::getsockopt(fd->get(), SOL_SOCKET, SO_COOKIE, &cookie, &len), 0);
+        if (cookie == cookies[i]) {
+          found[i].reset(::fcntl(fd->get(), F_DUPFD_CLOEXEC, 0));
+        }
+      }
+    }
+    return found;
+  };
+  const auto done = enable(dir_.get(), -1, GroupSize::normal, find);
+  ASSERT_TRUE(done) << done.error().message();
+  EXPECT_EQ(done->datagrams, 2U);
+  EXPECT_EQ(get_info(a).mode, static_cast<unsigned>(REUSEPORT_LISTEN_STANDBY));
+  EXPECT_EQ(get_info(a).group_on, 1U);
+  EXPECT_EQ(set_mode(a, REUSEPORT_LISTEN_OFF), 0);
+  EXPECT_TRUE(eventually([&] { return (get_info(a).flags & REUSEPORT_LISTEN_F_SETTLED) != 0; }));
+
+  const Fd client(::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+  const Address to = local_address(a.get());
+  for (int i = 0; i < 16; i++) {
+    ASSERT_EQ(::sendto(client.get(), "x", 1, 0, to.get(), to.len), 1);
+  }
+  EXPECT_EQ(get_info(a).queued, 0U);
+  EXPECT_GT(get_info(b).queued, 0U);
+  EXPECT_EQ(disable().error().errnum, EBUSY);
+  ASSERT_EQ(set_mode(a, REUSEPORT_LISTEN_ON), 0);
+  EXPECT_TRUE(disable());
+}
+
 // The cgroup is removed, another one is enabled: what is left of the first is no obstacle.
 TEST_F(ScopeTest, RemovedCgroup) {
   enable_here();

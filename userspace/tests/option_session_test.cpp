@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // The option by BPF for a tool: adopt listeners, choose among them, set and read their modes.
+#include <fcntl.h>
 #include <gtest/gtest.h>
+#include <linux/filter.h>
 #include <linux/reuseport.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <cerrno>
+#include <cstring>
 #include <string>
 #include <vector>
 
@@ -125,6 +129,154 @@ INSTANTIATE_TEST_SUITE_P(All, SessionWays,
                                            Way{"any6", "::", "::1"},
                                            Way{"dual", "::", "127.0.0.1"}),
                          [](const auto& way) { return std::string(way.param.name); });
+
+Fd open_bound(const Address& at) {
+  Fd fd(::socket(at.family(), SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+  const int one = 1;
+  EXPECT_EQ(::setsockopt(fd.get(), SOL_SOCKET, SO_REUSEPORT, &one, sizeof(one)), 0);
+  EXPECT_EQ(::bind(fd.get(), at.get(), at.len), 0) << std::strerror(errno);
+  return fd;
+}
+
+/// Sends `many` datagrams from as many sockets; says how many of them each got, -1 behind them all
+/// where they were refused.
+std::vector<int> send_many(const Address& to, const std::vector<const Fd*>& sockets) {
+  std::vector<Fd> clients;
+  int refused = 0;
+  for (unsigned i = 0; i < many; i++) {
+    Fd client(::socket(to.family(), SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+    EXPECT_EQ(::connect(client.get(), to.get(), to.len), 0);
+    EXPECT_EQ(::send(client.get(), "x", 1, 0), 1);
+    char byte = 0;
+    refused += ::recv(client.get(), &byte, 1, 0) < 0 && errno == ECONNREFUSED ? 1 : 0;
+    clients.push_back(std::move(client));
+  }
+  std::vector<int> got;
+  for (const Fd* socket : sockets) {
+    int n = 0;
+    for (char byte = 0; ::recv(socket->get(), &byte, 1, 0) == 1;) {
+      n++;
+    }
+    got.push_back(n);
+  }
+  got.push_back(refused);
+  return got;
+}
+
+TEST_P(SessionWays, Datagrams) {
+  const Fd a = open_bound(address(GetParam().bind));
+  const std::uint16_t port = local_address(a.get()).port();
+  const Address to = address(GetParam().to, port);
+  const Fd b = open_bound(address(GetParam().bind, port));
+  const int all = many;
+  auto ok = session_->adopt(std::vector<int>{a.get(), b.get()});
+  ASSERT_TRUE(ok) << ok.error().message();
+  EXPECT_EQ(info(a).group_on, 2U);
+
+  set(a, REUSEPORT_LISTEN_STANDBY);
+  EXPECT_EQ(send_many(to, {&a, &b}), (std::vector{0, all, 0}));
+  EXPECT_TRUE(settles(a));
+  set(b, REUSEPORT_LISTEN_OFF);
+  EXPECT_EQ(send_many(to, {&a, &b}), (std::vector{all, 0, 0}));
+  set(a, REUSEPORT_LISTEN_OFF);
+  EXPECT_EQ(send_many(to, {&a, &b}), (std::vector{0, 0, all}));
+  set(b, REUSEPORT_LISTEN_ON);
+  EXPECT_EQ(send_many(to, {&a, &b}), (std::vector{0, all, 0}));
+}
+
+TEST_F(SessionTest, DatagramsThatWaitAreCounted) {
+  const Fd a = open_bound(address("127.0.0.1"));
+  const Address to = local_address(a.get());
+  const Fd b = open_bound(to);
+  ASSERT_TRUE(session_->adopt(std::vector<int>{a.get(), b.get()}));
+  set(b, REUSEPORT_LISTEN_OFF);
+  const Fd client(::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+  ASSERT_EQ(::sendto(client.get(), "x", 1, 0, to.get(), to.len), 1);
+  EXPECT_GT(info(a).queued, 0U);
+  EXPECT_EQ(info(b).queued, 0U);
+  char byte = 0;
+  ASSERT_EQ(::recv(a.get(), &byte, 1, 0), 1);
+  EXPECT_EQ(info(a).queued, 0U);
+}
+
+// It would be starved otherwise, for nothing but its descriptor makes it known.
+TEST_F(SessionTest, UnknownDatagramSocketIsLeftToTheKernel) {
+  const Fd a = open_bound(address("127.0.0.1"));
+  const Address to = local_address(a.get());
+  const Fd b = open_bound(to);
+  ASSERT_TRUE(session_->adopt(std::vector<int>{a.get(), b.get()}));
+  set(a, REUSEPORT_LISTEN_OFF);
+  ASSERT_TRUE(settles(a));
+  const Fd stranger = open_bound(to);
+  const auto got = send_many(to, {&a, &b, &stranger});
+  EXPECT_GT(got[2], 0);
+  EXPECT_EQ(info(a).flags & REUSEPORT_LISTEN_F_SETTLED, 0U);
+  ASSERT_TRUE(session_->adopt(stranger.get()));
+  EXPECT_EQ(send_many(to, {&a, &b, &stranger})[0], 0);
+  EXPECT_TRUE(settles(a));
+}
+
+TEST_F(SessionTest, NewcomersAreFound) {
+  const Fd a = open_bound(address("127.0.0.1"));
+  const Address to = local_address(a.get());
+  const Fd b = open_bound(to);
+  session_.reset();
+  std::vector<std::size_t> asked;
+  auto started = Session::start(-1, GroupSize::normal, [&](const auto& cookies) {
+    asked.push_back(cookies.size());
+    std::vector<Fd> fds(cookies.size());
+    fds[0].reset(::fcntl(b.get(), F_DUPFD_CLOEXEC, 0));
+    return fds;
+  });
+  ASSERT_TRUE(started) << started.error().message();
+  session_.emplace(std::move(*started));
+  ASSERT_TRUE(session_->adopt(a.get()));
+  EXPECT_EQ(info(a).group_on, 2U);
+  ASSERT_TRUE(session_->refresh());
+  EXPECT_EQ(asked, std::vector<std::size_t>{1}) << "what is known is not asked for again";
+}
+
+TEST_F(SessionTest, GroupWithAnotherProgramIsRefused) {
+  const Fd a = open_bound(address("127.0.0.1"));
+  sock_filter first[] = {{BPF_RET | BPF_K, 0, 0, 0}};
+  const sock_fprog program{1, first};
+  ASSERT_EQ(::setsockopt(a.get(), SOL_SOCKET, SO_ATTACH_REUSEPORT_CBPF, &program, sizeof(program)),
+            0);
+  const auto refused = session_->adopt(a.get());
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().errnum, EBUSY);
+}
+
+// A connected socket is a flow: it keeps its datagrams, and is no ON member.
+TEST_F(SessionTest, ConnectedDatagramSocketIsNoMember) {
+  const Fd a = open_bound(address("127.0.0.1"));
+  const Address to = local_address(a.get());
+  const Fd b = open_bound(to);
+  const Fd peer = open_bound(address("127.0.0.1"));
+  const Address from = local_address(peer.get());
+  ASSERT_EQ(::connect(b.get(), from.get(), from.len), 0);
+  adopt(a);
+  // some kernels take it out of its group, others leave it in
+  if (const auto ok = session_->adopt(b.get()); !ok) {
+    EXPECT_EQ(ok.error().errnum, EINVAL);
+  }
+  EXPECT_EQ(info(a).group_on, 1U);
+  set(a, REUSEPORT_LISTEN_STANDBY);
+  EXPECT_EQ(send_many(to, {&a, &b})[0], static_cast<int>(many)) << "nobody is ON: STANDBY serves";
+  ASSERT_EQ(::sendto(peer.get(), "x", 1, 0, to.get(), to.len), 1);
+  char byte = 0;
+  EXPECT_EQ(::recv(b.get(), &byte, 1, 0), 1);
+}
+
+TEST_F(SessionTest, DatagramsEndWithTheSession) {
+  const Fd a = open_bound(address("127.0.0.1"));
+  ASSERT_TRUE(session_->adopt(a.get()));
+  set(a, REUSEPORT_LISTEN_OFF);
+  EXPECT_EQ(send_many(local_address(a.get()), {&a}), (std::vector{0, static_cast<int>(many)}));
+  session_.reset();
+  // the kernel empties the table of programs a moment after its last descriptor is closed
+  EXPECT_TRUE(eventually([&] { return send_many(local_address(a.get()), {&a})[0] == many; }));
+}
 
 TEST_F(SessionTest, EndsWithTheSession) {
   const Fd a = open_listener(address("127.0.0.1"));
