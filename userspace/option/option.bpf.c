@@ -740,6 +740,7 @@ static __always_inline int set_option_of(struct bpf_sockopt *ctx)
 	} else if (g) {
 		/* bound: who is about to listen must not be chosen then */
 		move(g, m->slot, ASIDE, to != REUSEPORT_LISTEN_ON);
+		start_looking_after(g);
 	}
 	if (kept->mode != to) {
 		kept->mode = to;
@@ -862,8 +863,10 @@ static __always_inline void see_bound(struct bpf_sock *socket, u64 cookie,
 		return;
 	m = bpf_map_lookup_elem(&members, &cookie);
 	g = m ? group_of(m) : NULL;
-	if (g)
-		move(g, m->slot, ASIDE, true);
+	if (!g)
+		return;
+	move(g, m->slot, ASIDE, true);
+	start_looking_after(g);
 }
 
 SEC("cgroup/post_bind4")

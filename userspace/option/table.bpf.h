@@ -79,7 +79,10 @@ struct {
 	__type(value, struct new_group);
 } new_group SEC(".maps");
 
-/* Members that are not ON, by port and namespace: 0 for who is not involved. */
+/*
+ * Groups with members that are not ON, or had some a moment ago, by port and
+ * namespace: 0 for who is not involved.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 65536);
@@ -454,7 +457,6 @@ static __always_inline int join(const struct sock *sk, u64 cookie, u64 netns,
 		s->cookie = cookie;
 		s->settled = 0;
 		s->closing = false;
-		s->involved = false;
 		move_locked(g, s, ASIDE);
 		err = 0;
 	}
@@ -475,34 +477,68 @@ refund:
 }
 
 /*
- * Moves a member; says whether that changed anything. Who is not ON counts in
- * `involved`, before lookups can depend on it and until they no longer can.
+ * Before lookups can depend on it. Until some time after the last member that is
+ * not ON has gone: a lookup that saw nobody involved may be a while on its way,
+ * and another such member come.
+ */
+static __always_inline void start_involving(struct group *g)
+{
+	bool was_involved;
+
+	*(volatile u8 *)&g->quiet_ticks = 0;
+	if (*(volatile u8 *)&g->involved)
+		return;
+	involve(g->port, g->salt, 1);
+	bpf_spin_lock(&g->lock);
+	was_involved = g->involved;
+	g->involved = true;
+	bpf_spin_unlock(&g->lock);
+	if (was_involved)
+		involve(g->port, g->salt, -1);
+}
+
+static __always_inline void stop_involving(struct group *g)
+{
+	bool stops;
+
+	bpf_spin_lock(&g->lock);
+	stops = g->involved && all_on(g->counts);
+	if (stops)
+		g->involved = false;
+	bpf_spin_unlock(&g->lock);
+	if (stops)
+		involve(g->port, g->salt, -1);
+}
+
+/*
+ * Moves a member; says whether that changed anything. @involves: lookups may
+ * come by it, but must not choose it.
  */
 static __always_inline bool move(struct group *g, u32 slot, enum section to,
 				 bool involves)
 {
 	struct slot *s = slot_at(g, slot);
 	enum section from;
-	bool was_involved;
-	bool none_on;
+	bool none_on, again;
 
 	if (involves)
-		involve(g->port, g->salt, 1);
+		start_involving(g);
 
 	bpf_spin_lock(&g->lock);
 	from = s->section;
-	was_involved = s->involved;
 	none_on = !count_in(g->counts, ON);
-	s->involved = involves;
 	if (from != to && (to == STANDBY || to == OFF))
 		s->settled = NEVER;
 	if (none_on && to == ON)
 		g->none_on = NEVER;
 	move_locked(g, s, to);
+	again = involves && !g->involved;	/* just stopped, by the timer */
+	if (again)
+		g->involved = true;
 	bpf_spin_unlock(&g->lock);
 
-	if (was_involved)
-		involve(g->port, g->salt, -1);
+	if (again)
+		involve(g->port, g->salt, 1);
 	if (from == to)
 		return false;
 	if (to == STANDBY || to == OFF)
@@ -540,7 +576,6 @@ static __always_inline bool is_hashed(const struct slot *s, u64 cookie,
 static __always_inline void let_go(struct group *g, u64 cookie)
 {
 	struct member *m = bpf_map_lookup_elem(&members, &cookie);
-	bool was_involved;
 	struct slot *s;
 	u32 uid;
 
@@ -551,12 +586,8 @@ static __always_inline void let_go(struct group *g, u64 cookie)
 	if (bpf_map_delete_elem(&members, &cookie))
 		return;	/* somebody else does it */
 	bpf_spin_lock(&g->lock);
-	was_involved = s->involved;
-	s->involved = false;
 	move_locked(g, s, FREE);
 	bpf_spin_unlock(&g->lock);
-	if (was_involved)
-		involve(g->port, g->salt, -1);
 	uncharge(uid);
 }
 
@@ -644,6 +675,10 @@ static int look_after(void *map, struct group_key *key, struct group *value)
 		return 0;
 	sweep(g);
 	counts = g->counts;
+	if (!all_on(counts))
+		g->quiet_ticks = 0;
+	else if (g->involved && ++g->quiet_ticks > 2)
+		stop_involving(g);
 	if (count_all(counts)) {
 		g->empty_ticks = 0;
 	} else if (++g->empty_ticks > 10) {
@@ -661,7 +696,7 @@ static int look_after(void *map, struct group_key *key, struct group *value)
 	}
 	if (count_in(counts, ASIDE))
 		bpf_timer_start(&g->timer, 10 * MS, 0);
-	else if (!count_all(counts) || !all_on(counts))
+	else if (!count_all(counts) || !all_on(counts) || g->involved)
 		bpf_timer_start(&g->timer, 100 * MS, 0);
 	return 0;
 }
@@ -670,7 +705,7 @@ static int look_after(void *map, struct group_key *key, struct group *value)
 static __always_inline void set_aside(struct group *g, u32 slot)
 {
 	slot_at(g, slot)->closing = true;
-	move(g, slot, ASIDE, slot_at(g, slot)->involved);
+	move(g, slot, ASIDE, false);
 	start_looking_after(g);
 }
 

@@ -52,7 +52,6 @@ struct slot {
 	__u16 position;		/* of this slot */
 	__u8 section;
 	__u8 closing;		/* why it is ASIDE */
-	__u8 involved;		/* counts in `involved` */
 };
 
 struct group {
@@ -66,6 +65,8 @@ struct group {
 	__u16 salt;		/* of its namespace in `involved` */
 	__u16 empty_ticks;	/* of the timer, with no member */
 	__u8 dead;		/* is about to be deleted, nobody joins */
+	__u8 involved;		/* counts in `involved` */
+	__u8 quiet_ticks;	/* of the timer, with all members ON */
 	__u8 protocol;
 	__u64 program;		/* UDP: address of ours, on the kernel's group */
 	__u64 changes;		/* of counts */
@@ -110,7 +111,7 @@ struct grace_periods {
  * Pinned with the maps. Programs of another version do not understand them; it
  * changes with every struct above and with what programs do with them.
  */
-#define TABLE_VERSION	3
+#define TABLE_VERSION	4
 
 struct about {
 	__u32 version;
