@@ -68,3 +68,24 @@ function(reuseport_test name)
   reuseport_cases(${name} "Option*:*/Option*:-*/mptcp*:*/udp*" bpf patched)
   reuseport_cases(${name} "*Option*/mptcp*:*Option*/udp*" patched)
 endfunction()
+
+# reuseport_bpf(NAME SOURCE [DEFINES...] DEPENDS FILES...): compiles a BPF program, plain C with CO-RE,
+# and makes it skeletons/NAME.skel.h below the current binary directory.
+find_program(CLANG clang REQUIRED)
+find_program(BPFTOOL bpftool REQUIRED PATHS /usr/sbin /sbin)
+function(reuseport_bpf name source)
+  cmake_parse_arguments(arg "" "" "DEPENDS" ${ARGN})
+  set(object ${CMAKE_CURRENT_BINARY_DIR}/${name}.bpf.o)
+  set(skeletons ${CMAKE_CURRENT_BINARY_DIR}/skeletons)
+  file(MAKE_DIRECTORY ${skeletons})
+  add_custom_command(OUTPUT ${object}
+    COMMAND ${CLANG} -target bpf -mcpu=v3 -O2 -g -Wall -Wextra -Wno-unused-parameter -Werror
+      ${arg_UNPARSED_ARGUMENTS} -I${PROJECT_SOURCE_DIR} -I${PROJECT_SOURCE_DIR}/../uapi
+      -I/usr/include/${CMAKE_LIBRARY_ARCHITECTURE}
+      -c ${CMAKE_CURRENT_SOURCE_DIR}/${source} -o ${object}
+    DEPENDS ${source} ${arg_DEPENDS} ${PROJECT_SOURCE_DIR}/option/kernel.bpf.h
+    COMMENT "BPF object ${name}.bpf.o" VERBATIM)
+  add_custom_command(OUTPUT ${skeletons}/${name}.skel.h
+    COMMAND sh -c "\"${BPFTOOL}\" gen skeleton \"${object}\" name ${name} > \"${skeletons}/${name}.skel.h\""
+    DEPENDS ${object} VERBATIM)
+endfunction()

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * What these programs read of the kernel: the few structs, with the few fields
- * that are used. CO-RE finds the fields in the running kernel's BTF by name, so
- * order and size here mean nothing.
+ * What the BPF programs of this project, here and in ../ctl/host, read of the
+ * kernel: the few structs, with the few fields that are used. CO-RE finds the
+ * fields in the running kernel's BTF by name, so order and size here mean
+ * nothing.
  */
 #ifndef OPTION_KERNEL_BPF_H
 #define OPTION_KERNEL_BPF_H
@@ -82,7 +83,21 @@ struct nsproxy {
 };
 
 struct task_struct {
+	int tgid;
 	struct nsproxy *nsproxy;
+};
+
+/* include/linux/fs.h, include/linux/net.h */
+struct inode {
+	unsigned long i_ino;
+};
+
+struct file {
+	struct inode *f_inode;
+};
+
+struct socket {
+	struct sock *sk;
 };
 
 /* include/net/sock.h */
@@ -205,6 +220,13 @@ struct bpf_iter__udp {
 	struct udp_sock *udp_sk;
 };
 
+struct bpf_iter__task_file {
+	struct bpf_iter_meta *meta;
+	struct task_struct *task;
+	u32 fd;
+	struct file *file;
+};
+
 /* kernel/rcu/tree.h */
 struct rcu_state {
 	unsigned long gp_seq_polled;
@@ -221,6 +243,7 @@ struct rcu_data {
 
 /* include/linux/bpf.h */
 struct bpf_prog_aux {
+	u32 id;
 	char name[16];
 };
 

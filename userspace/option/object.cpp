@@ -19,9 +19,12 @@
 #include <string_view>
 #include <thread>
 
+#include "host/libbpf_quiet.hpp"
 #include "option/elf.h"
 
 namespace reuseport::option {
+
+using detail::LibbpfQuiet;
 
 namespace {
 
@@ -109,39 +112,12 @@ Result<std::vector<Record>> read_all(const bpf_program* program) {
   }
 }
 
-/// libbpf reports on stderr unless told otherwise; its last line says best what is missing.
-thread_local std::string libbpf_said;
-
-int keep_last(libbpf_print_level level, const char* format, va_list args) {
-  if (level == LIBBPF_WARN) {
-    std::array<char, 256> line{};
-    std::vsnprintf(line.data(), line.size(), format, args);
-    libbpf_said = line.data();
-    while (!libbpf_said.empty() && libbpf_said.back() == '\n') {
-      libbpf_said.pop_back();
-    }
-  }
-  return 0;
-}
-
-/// What libbpf prints goes into libbpf_said for as long as this lives.
-class Quiet {
- public:
-  Quiet() : before_(libbpf_set_print(keep_last)) { libbpf_said.clear(); }
-  ~Quiet() { libbpf_set_print(before_); }
-  Quiet(const Quiet&) = delete;
-  Quiet& operator=(const Quiet&) = delete;
-
- private:
-  libbpf_print_fn_t before_;
-};
-
 }  // namespace
 
 tl::unexpected<Error> bpf_fail(std::string call, int errnum) {
   std::string hint = hint_for(errnum);
   if (hint.empty()) {
-    hint = libbpf_said;
+    hint = LibbpfQuiet::said();
   }
   return fail(std::move(call), errnum, std::move(hint));
 }
@@ -194,7 +170,7 @@ std::uint64_t build_of(GroupSize size) {
 }
 
 Result<Object> Object::open(GroupSize size) {
-  const Quiet quiet;
+  const LibbpfQuiet quiet;
   Object o;
   o.size_ = size;
   std::size_t bytes = 0;
@@ -242,7 +218,7 @@ Status Object::reuse(const std::string& map, int fd) {
 }
 
 Status Object::load() {
-  const Quiet quiet;
+  const LibbpfQuiet quiet;
   if (const int err = bpf_object__load(object_.get()); err != 0) {
     constexpr auto refused =
         "this kernel's BPF verifier refuses the programs; 6.1 and later are known to work";

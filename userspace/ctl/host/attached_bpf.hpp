@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: Apache-2.0 OR GPL-2.0
+// SPDX-License-Identifier: Apache-2.0
 // Which BPF program chooses in the reuseport group of a listener.
 #ifndef REUSEPORT_ATTACHED_BPF_HPP
 #define REUSEPORT_ATTACHED_BPF_HPP

@@ -5,40 +5,76 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <memory>
 #include <string>
 
-#include "bpf_code.hpp"
+#include "host/libbpf_quiet.hpp"
+#include "iterators.skel.h"
 
 namespace reuseport::detail {
 
-std::string bpf_hint(int err) {
+namespace {
+
+std::string hint_for(int err) {
   switch (err) {
-    case EPERM: return "needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON (or root)";
+    case EPERM:
+    case EACCES: return "needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON (or root)";
     case ENOSYS: return "this kernel has no BPF (CONFIG_BPF_SYSCALL)";
     case EINVAL: return "this kernel is too old for it";
-    default: return {};
+    default: return LibbpfQuiet::said();
   }
 }
 
 tl::unexpected<Error> bpf_fail(const char* call, int err) {
-  return fail(call, err, bpf_hint(err));
+  return fail(call, err, hint_for(err));
 }
 
-Result<Fd> load_iterator(const IteratorProgram& code, const char* name) {
-  bpf_prog_load_opts opts{};
-  opts.sz = sizeof(opts);
-  opts.expected_attach_type = BPF_TRACE_ITER;
-  opts.attach_btf_id = code.attach_btf_id;
-  Fd program(bpf_prog_load(BPF_PROG_TYPE_TRACING, name, bpf_licence, code.insns.data(),
-                           code.insns.size(), &opts));
-  if (!program) {
-    return bpf_fail("bpf(BPF_PROG_LOAD, iterator)", errno);
+struct Destroy {
+  void operator()(iterators* all) const noexcept { iterators::destroy(all); }
+};
+using Skeleton = std::unique_ptr<iterators, Destroy>;
+
+/// Only @p which is loaded: an older kernel lacks the others, maybe.
+Result<Skeleton> load(Iterator which, bpf_program*& program) {
+  if (::access("/sys/kernel/btf/vmlinux", R_OK) != 0) {
+    return fail("BTF of the kernel", ENOENT, "needs a kernel with CONFIG_DEBUG_INFO_BTF");
   }
-  return program;
+  Skeleton all(iterators::open());
+  if (!all) {
+    return bpf_fail("open the BPF object", errno);
+  }
+  for (bpf_program* each :
+       {all->progs.reuseport_tcp, all->progs.reuseport_udp, all->progs.reuseport_held}) {
+    bpf_program__set_autoload(each, false);
+  }
+  switch (which) {
+    case Iterator::tcp_groups: program = all->progs.reuseport_tcp; break;
+    case Iterator::udp_groups: program = all->progs.reuseport_udp; break;
+    case Iterator::holders: program = all->progs.reuseport_held; break;
+  }
+  bpf_program__set_autoload(program, true);
+  const int err = -iterators::load(all.get());
+  if (err == ESRCH) {  // the kernel has no such iterator
+    return fail("BTF of the kernel", ENOENT,
+                std::string("needs Linux 5.9 with ") + bpf_program__section_name(program));
+  }
+  if (err != 0) {
+    return bpf_fail("bpf(BPF_PROG_LOAD, iterator)", err);
+  }
+  return all;
 }
 
-Status run_iterator(int program, std::size_t size, const std::function<void(const char*)>& each) {
-  const Fd link(bpf_link_create(program, 0, BPF_TRACE_ITER, nullptr));
+}  // namespace
+
+Status run_iterator(Iterator which, std::size_t size,
+                    const std::function<void(const char*)>& each) {
+  const LibbpfQuiet quiet;
+  bpf_program* program = nullptr;
+  const auto loaded = load(which, program);
+  if (!loaded) {
+    return tl::unexpected(loaded.error());
+  }
+  const Fd link(bpf_link_create(bpf_program__fd(program), 0, BPF_TRACE_ITER, nullptr));
   if (!link) {
     return bpf_fail("bpf(BPF_LINK_CREATE)", errno);
   }
