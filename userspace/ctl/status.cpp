@@ -30,6 +30,10 @@ json to_json(const option::ScopeState& state) {
     doc["namespaces"].push_back(
         {{"cookie", ns.cookie}, {"inode", ns.inode == 0 ? json() : json(ns.inode)}});
   }
+  doc["left_to_the_kernel"] = {{"unknown_listener", state.left.unknown_listener},
+                               {"unknown_member", state.left.unknown_member},
+                               {"no_member", state.left.no_member},
+                               {"too_long", state.left.too_long}};
   doc["groups"] = json::array();
   for (const option::GroupState& g : state.groups) {
     doc["groups"].push_back({{"address", g.address},
@@ -62,6 +66,12 @@ std::string to_text(const option::ScopeState& state) {
     text += fmt::format("namespace  {} (cookie {})\n",
                         ns.inode == 0 ? "removed" : fmt::format("net:[{}]", ns.inode), ns.cookie);
   }
+  const auto& left = state.left;
+  text += fmt::format(
+      "lookups left to the kernel beside a member that is not ON: {} (unknown listener {}, unknown "
+      "member {}, no member to be had {}, too long {})\n",
+      left.unknown_listener + left.unknown_member + left.no_member + left.too_long,
+      left.unknown_listener, left.unknown_member, left.no_member, left.too_long);
   if (!state.groups.empty()) {
     text += fmt::format("\n{:<5}{:<40} {:>8} {:>5} {:>8} {:>5} {:>8}\n", "", "group", "uid", "ON",
                         "STANDBY", "OFF", "unknown");

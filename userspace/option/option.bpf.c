@@ -379,6 +379,14 @@ static __always_inline bool has_unknown(struct group *g, const struct sock *sk)
 	return true;
 }
 
+static __always_inline void count_left(enum left_reason why)
+{
+	struct common *all = common_to_all();
+
+	if (all)
+		__sync_fetch_and_add(&all->left[why], 1);
+}
+
 /*
  * Also where all are ON: who is not may have joined by the time that the kernel
  * would choose.
@@ -386,11 +394,15 @@ static __always_inline bool has_unknown(struct group *g, const struct sock *sk)
 static __always_inline void choose_in(struct choice *c)
 {
 	c->verdict = LEFT_OPEN;
-	if (has_unknown(c->group, c->found))
+	if (has_unknown(c->group, c->found)) {
+		count_left(LEFT_UNKNOWN_MEMBER);
 		return;
+	}
 	bpf_loop(8, try_one, c, 0);
 	if (c->verdict == LEFT_OPEN)
 		bpf_loop(64, try_next, c, 0);
+	if (c->verdict == LEFT_OPEN)
+		count_left(LEFT_NO_MEMBER);
 }
 
 /* Who was not to get it may get it now. */
@@ -457,6 +469,7 @@ int look_once(struct bpf_sk_lookup *ctx, struct lookup *l)
 		if (found && BPF_CORE_READ(found, __sk_common.skc_state) !=
 				     TCP_LISTEN)
 			goto go_on;	/* has closed meanwhile */
+		count_left(LEFT_UNKNOWN_LISTENER);
 		return KERNEL;
 	}
 	choose_in(&c);
@@ -507,12 +520,14 @@ int choose(struct bpf_sk_lookup *ctx)
 			     look.seed + ctx->remote_port + (port << 16));
 
 	begin_bucket(w);
-	for (turn = 0; turn < 12 && answer == GO_ON; turn++)
+	for (turn = 0; turn < 32 && answer == GO_ON; turn++)
 		answer = look_once(ctx, &l);
 	if (answer == PASS)
 		return SK_PASS;
 	if (answer == DROP)
 		return SK_DROP;
+	if (answer == GO_ON)
+		count_left(LEFT_TOO_LONG);
 	/* the group that had nobody is left to the kernel, too */
 	cookie = l.passed_over;
 	m = bpf_map_lookup_elem(&members, &cookie);

@@ -157,6 +157,14 @@ struct ScopeState {
   std::vector<Cgroup> cgroups;
   std::vector<Namespace> namespaces;
   std::vector<GroupState> groups;
+  /// Lookups left to the kernel although a member of some group of their port is not ON, since it
+  /// was enabled.
+  struct Left {
+    std::uint64_t unknown_listener = 0;  ///< they came by a listener that is not in the table
+    std::uint64_t unknown_member = 0;    ///< its group has others, or a program of its own
+    std::uint64_t no_member = 0;         ///< none that was tried could be given
+    std::uint64_t too_long = 0;          ///< too many listeners closed meanwhile
+  } left;
 };
 
 /// What is enabled. Needs the same privileges.

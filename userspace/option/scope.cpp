@@ -572,6 +572,13 @@ Result<ScopeState> state() {
     return tl::unexpected(groups.error());
   }
   state.groups = std::move(*groups);
+  const std::uint32_t zero = 0;
+  table::common common{};
+  if (bpf_map_lookup_elem(object->map("common"), &zero, &common) != 0) {
+    return bpf_fail("bpf(BPF_MAP_LOOKUP_ELEM, common)", errno);
+  }
+  state.left = {common.left[table::LEFT_UNKNOWN_LISTENER], common.left[table::LEFT_UNKNOWN_MEMBER],
+                common.left[table::LEFT_NO_MEMBER], common.left[table::LEFT_TOO_LONG]};
   return state;
 }
 

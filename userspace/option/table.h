@@ -93,12 +93,22 @@ struct call {
 	struct reuseport_listen_info info;	/* out */
 };
 
+/* Why a lookup was left to the kernel. */
+enum left_reason {
+	LEFT_UNKNOWN_LISTENER,	/* what it came by is not in the table */
+	LEFT_UNKNOWN_MEMBER,	/* its group has others, or a program */
+	LEFT_NO_MEMBER,		/* none that was tried could be given */
+	LEFT_TOO_LONG,		/* too many have closed on the way */
+	LEFT_REASONS,
+};
+
 /* What all programs share. */
 struct common {
 	__u64 barrier;		/* no value: an atomic to order by */
 	__u64 rcu_root;		/* address of struct rcu_node, or 0 */
 	__u32 last_group_id;
 	__u32 unused;
+	__u64 left[LEFT_REASONS];	/* lookups left to the kernel although a port is involved */
 };
 
 /* Those that user space has waited for. */
@@ -111,7 +121,7 @@ struct grace_periods {
  * Pinned with the maps. Programs of another version do not understand them; it
  * changes with every struct above and with what programs do with them.
  */
-#define TABLE_VERSION	4
+#define TABLE_VERSION	5
 
 struct about {
 	__u32 version;

@@ -241,6 +241,7 @@ TEST_F(ScopeTest, TheCallWorks) {
   EXPECT_EQ(now->groups[0].off, 1U);
   EXPECT_EQ(now->groups[0].on, 2U);
   EXPECT_EQ(now->groups[0].unknown, 0U);
+  EXPECT_EQ(now->left.unknown_member, 0U);
   ASSERT_EQ(now->cgroups.size(), 1U);
   EXPECT_EQ(now->cgroups[0].path, cgroup_);
 
