@@ -64,9 +64,10 @@ function(reuseport_test name)
   target_link_libraries(${name} PRIVATE reuseport_test_support)
   set_target_properties(${name} PROPERTIES
     RUNTIME_OUTPUT_DIRECTORY ${CMAKE_RUNTIME_OUTPUT_DIRECTORY}/tests)
-  reuseport_cases(${name} "-Option*:*/Option*" stock bpf patched)
+  reuseport_cases(${name} "-Option*:*/Option*:Stock*:*/Stock*:Patched*" stock bpf patched)
+  reuseport_cases(${name} "Stock*:*/Stock*" stock)
   reuseport_cases(${name} "Option*:*/Option*:-*/mptcp*:*/udp*" bpf patched)
-  reuseport_cases(${name} "*Option*/mptcp*:*Option*/udp*" patched)
+  reuseport_cases(${name} "*Option*/mptcp*:*Option*/udp*:Patched*" patched)
 endfunction()
 
 # reuseport_bpf(NAME SOURCE [DEFINES...] DEPENDS FILES...): compiles a BPF program, plain C with CO-RE,

@@ -99,6 +99,10 @@ bool Newcomers::reuseport(const DiagSocket& s, Processes& processes, const View&
       return *h.reuseport;
     }
   }
+  if (s.protocol == Protocol::tcp) {
+    return true;  // or bind(2) and listen(2) had refused one of the two: see
+                  // inet_csk_bind_conflict()
+  }
   const auto target = take(s, view, processes);
   return target && target->reuseport;
 }

@@ -68,7 +68,7 @@ int new_drain(const void* options) {
 
 class Abi : public test::NetNsTest {};
 
-TEST(AbiSize, SmallerOptionsAreTaken) {
+TEST(AbiSize, smaller_options_are_taken) {
   auto options = sized<reuseport_drain_options>();
   for (options.size = 16; options.size < sizeof(options); options.size += sizeof(void*)) {
     EXPECT_EQ(new_drain(&options), 0) << options.size;
@@ -83,7 +83,7 @@ TEST(AbiSize, SmallerOptionsAreTaken) {
   }
 }
 
-TEST(AbiSize, LargerOptionsAreTakenWithAZeroTail) {
+TEST(AbiSize, larger_options_are_taken_with_a_zero_tail) {
   Longer<reuseport_drain_options> options;
   options.known.size = sizeof(options);
   EXPECT_EQ(new_drain(&options), 0);
@@ -92,7 +92,7 @@ TEST(AbiSize, LargerOptionsAreTakenWithAZeroTail) {
   EXPECT_EQ(new_drain(nullptr), 0) << "none are the defaults";
 }
 
-TEST(AbiSize, WhatIsFilledInFits) {
+TEST(AbiSize, what_is_filled_in_fits) {
   reuseport_drain* drain = nullptr;
   ASSERT_EQ(reuseport_drain_new(nullptr, &drain), 0);
   Longer<reuseport_drain_report> larger;
@@ -125,7 +125,7 @@ TEST(AbiSize, WhatIsFilledInFits) {
   reuseport_drain_free(drain);
 }
 
-TEST(AbiInput, OptionsNotUnderstoodMakeNoDrain) {
+TEST(AbiInput, options_not_understood_make_no_drain) {
   using Change = void (*)(reuseport_drain_options&);
   const std::array<Change, 8> changes{
       [](reuseport_drain_options& o) { o.policy = 3; },
@@ -146,7 +146,7 @@ TEST(AbiInput, OptionsNotUnderstoodMakeNoDrain) {
   }
 }
 
-TEST(AbiInput, NullIsAnErrorEverywhere) {
+TEST(AbiInput, null_is_an_error_everywhere) {
   auto step = sized<reuseport_step>();
   auto report = sized<reuseport_drain_report>();
   auto listener = sized<reuseport_listener_report>();
@@ -168,7 +168,7 @@ TEST(AbiInput, NullIsAnErrorEverywhere) {
   reuseport_drain_free(drain);
 }
 
-TEST_F(Abi, NoMemoryIsAnErrorAndNothingElse) {
+TEST_F(Abi, no_memory_is_an_error_and_nothing_else) {
   const Fd fd = test::open_listener(test::address("127.0.0.1"));
   reuseport_drain* drain = nullptr;
   allocations_left = 0;
@@ -192,7 +192,7 @@ TEST_F(Abi, NoMemoryIsAnErrorAndNothingElse) {
   EXPECT_TRUE(test::is_open(fd.get())) << "free closes nothing";
 }
 
-TEST_F(Abi, ErrnoIsLeftAlone) {
+TEST_F(Abi, errno_is_left_alone) {
   reuseport_drain* drain = nullptr;
   reuseport_listen_info info{};
   errno = EDOM;
@@ -206,7 +206,7 @@ TEST_F(Abi, ErrnoIsLeftAlone) {
   EXPECT_EQ(errno, EDOM);
 }
 
-TEST_F(Abi, ProbeSaysWhy) {
+TEST_F(Abi, probe_says_why) {
   const char* why = nullptr;
   const int support = reuseport_probe(&why);
   EXPECT_EQ(reuseport_support_name(static_cast<std::uint32_t>(support)), test::expected_support());
@@ -222,7 +222,7 @@ struct Calls {
   std::vector<int> closed;
 };
 
-TEST_F(Abi, WholeDrain) {
+TEST_F(Abi, whole_drain) {
   const Fd listener = test::open_listener(test::address("127.0.0.1"));
   const Fd client = test::open_client(test::local_address(listener.get()));
   ASSERT_EQ(test::connect_result(client.get()), 0);
@@ -275,7 +275,7 @@ TEST_F(Abi, WholeDrain) {
   reuseport_drain_free(drain);
 }
 
-TEST_F(Abi, FreeUndoes) {
+TEST_F(Abi, free_undoes) {
   const Fd listener = test::open_listener(test::address("127.0.0.1"));
   const Fd newcomer = test::open_listener(test::local_address(listener.get()));
   reuseport_drain* drain = nullptr;
@@ -289,7 +289,7 @@ TEST_F(Abi, FreeUndoes) {
   EXPECT_EQ(info.mode, std::uint32_t{REUSEPORT_LISTEN_ON});
 }
 
-TEST(AbiNames, UnknownNumbersHaveAName) {
+TEST(AbiNames, unknown_numbers_have_a_name) {
   EXPECT_STREQ(reuseport_support_name(6), "unknown");
   EXPECT_STREQ(reuseport_support_name(REUSEPORT_BLOCKED), "blocked");
   EXPECT_STREQ(reuseport_support_name(REUSEPORT_SUPPORTED_BY_BPF), "supported_by_bpf");

@@ -15,7 +15,7 @@ using std::chrono::milliseconds;
 
 class DrainFallback : public test::NetNsTest {};
 
-TEST_F(DrainFallback, RequireFailsAndTouchesNothing) {
+TEST_F(DrainFallback, require_fails_and_touches_nothing) {
   test::without_option([] {
     Fd listener = test::open_listener(test::address("127.0.0.1"));
     Drain drain({.policy = Policy::require});
@@ -30,7 +30,7 @@ TEST_F(DrainFallback, RequireFailsAndTouchesNothing) {
   });
 }
 
-TEST_F(DrainFallback, PreferSweepsThenCloses) {
+TEST_F(DrainFallback, prefer_sweeps_then_closes) {
   test::without_option([] {
     Fd listener = test::open_listener(test::address("127.0.0.1"));
     const int fd = listener.get();
@@ -67,7 +67,7 @@ TEST_F(DrainFallback, PreferSweepsThenCloses) {
   });
 }
 
-TEST_F(DrainFallback, MigrationIsReportedOnlyWhereItIsOn) {
+TEST_F(DrainFallback, migration_is_reported_only_where_it_is_on) {
   ASSERT_TRUE(test::set_sysctl("net.ipv4.tcp_migrate_req", "1"));
   test::without_option([] {
     Fd leaving = test::open_listener(test::address("127.0.0.1"));
@@ -87,7 +87,7 @@ TEST_F(DrainFallback, MigrationIsReportedOnlyWhereItIsOn) {
   });
 }
 
-TEST_F(DrainFallback, NobodyToMigrateToIsNoMigration) {
+TEST_F(DrainFallback, nobody_to_migrate_to_is_no_migration) {
   ASSERT_TRUE(test::set_sysctl("net.ipv4.tcp_migrate_req", "1"));
   test::without_option([] {
     Fd first = test::open_listener(test::address("127.0.0.1"));
@@ -103,7 +103,7 @@ TEST_F(DrainFallback, NobodyToMigrateToIsNoMigration) {
   });
 }
 
-TEST_F(DrainFallback, DeadlineTellsWhatWasLeft) {
+TEST_F(DrainFallback, deadline_tells_what_was_left) {
   test::without_option([] {
     Fd listener = test::open_listener(test::address("127.0.0.1"));
     const Fd client = test::open_client(test::local_address(listener.get()));
@@ -122,7 +122,7 @@ TEST_F(DrainFallback, DeadlineTellsWhatWasLeft) {
   });
 }
 
-TEST_F(DrainFallback, CloseOnlyClosesWithoutAccepting) {
+TEST_F(DrainFallback, close_only_closes_without_accepting) {
   test::without_option([] {
     Fd listener = test::open_listener(test::address("::1"));
     const Fd client = test::open_client(test::local_address(listener.get()));
@@ -139,7 +139,7 @@ TEST_F(DrainFallback, CloseOnlyClosesWithoutAccepting) {
   });
 }
 
-TEST_F(DrainFallback, DatagramsAreReadBeforeClosing) {
+TEST_F(DrainFallback, datagrams_are_read_before_closing) {
   test::without_option([] {
     Fd socket = test::open_listener(test::address("127.0.0.1"), SOCK_DGRAM);
     const Fd client = test::open_client(test::local_address(socket.get()), SOCK_DGRAM);
@@ -162,7 +162,7 @@ TEST_F(DrainFallback, DatagramsAreReadBeforeClosing) {
   });
 }
 
-TEST_F(DrainFallback, BlockedIsNotTheSameAsMissing) {
+TEST_F(DrainFallback, blocked_is_not_the_same_as_missing) {
   EXPECT_TRUE(test::in_child([] {
     EXPECT_TRUE(test::deny_option(EPERM));
     Fd listener = test::open_listener(test::address("127.0.0.1"));
@@ -174,7 +174,7 @@ TEST_F(DrainFallback, BlockedIsNotTheSameAsMissing) {
   }));
 }
 
-TEST_F(DrainFallback, ShutDownInBetweenIsNoSuccessAndNoEndlessLoop) {
+TEST_F(DrainFallback, shut_down_in_between_is_no_success_and_no_endless_loop) {
   test::without_option([] {
     Fd listener = test::open_listener(test::address("127.0.0.1"));
     const int fd = listener.get();
@@ -194,7 +194,7 @@ TEST_F(DrainFallback, ShutDownInBetweenIsNoSuccessAndNoEndlessLoop) {
 }
 
 // Short of descriptors the probe cannot ask. That passes, and is no reason to sweep.
-TEST_F(DrainFallback, AProbeThatCannotAskIsAskedAgain) {
+TEST_F(DrainFallback, a_probe_that_cannot_ask_is_asked_again) {
   test::without_option([] {
     Fd listener = test::open_listener(test::address("127.0.0.1"));
     const int fd = listener.get();

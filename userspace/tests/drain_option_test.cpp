@@ -97,7 +97,7 @@ class OptionDrain : public test::NetNsTest, public ::testing::WithParamInterface
 INSTANTIATE_TEST_SUITE_P(Kinds, OptionDrain, ::testing::ValuesIn(kinds),
                          [](const auto& kind) { return kind.param.name; });
 
-TEST_P(OptionDrain, QueueIsAcceptedAndNewcomerGetsTheRest) {
+TEST_P(OptionDrain, queue_is_accepted_and_newcomer_gets_the_rest) {
   connect(5);
   const Fd newcomer = open(port_);
   Drain drain = drain_of_old({.policy = Policy::require});
@@ -117,7 +117,7 @@ TEST_P(OptionDrain, QueueIsAcceptedAndNewcomerGetsTheRest) {
   EXPECT_EQ(test::accept_count(newcomer.get(), 1), 1);
 }
 
-TEST_P(OptionDrain, WaitsForHalfOpenHandshakes) {
+TEST_P(OptionDrain, waits_for_half_open_handshakes) {
   connect_half_open();
   const Fd newcomer = open(port_);
   Drain drain = drain_of_old({.poll_interval = milliseconds(5)});
@@ -133,7 +133,7 @@ TEST_P(OptionDrain, WaitsForHalfOpenHandshakes) {
   EXPECT_EQ(drain.report().outcome, Outcome::drained);
 }
 
-TEST_P(OptionDrain, DeadlineTellsWhatWasLeft) {
+TEST_P(OptionDrain, deadline_tells_what_was_left) {
   connect_half_open();
   Drain drain = drain_of_old({.last_on = LastOn::leave, .timeout = milliseconds(300)});
   ASSERT_TRUE(drain.start());
@@ -146,7 +146,7 @@ TEST_P(OptionDrain, DeadlineTellsWhatWasLeft) {
   EXPECT_FALSE(test::is_open(fd_));
 }
 
-TEST_P(OptionDrain, DeadlineCanUndo) {
+TEST_P(OptionDrain, deadline_can_undo) {
   connect_half_open();
   const Fd newcomer = open(port_);
   Drain drain = drain_of_old({.at_deadline = AtDeadline::undo, .timeout = milliseconds(300)});
@@ -162,7 +162,7 @@ TEST_P(OptionDrain, DeadlineCanUndo) {
 }
 
 // BPF cannot tell the kernel whom to migrate to.
-TEST_P(OptionDrain, LateOnesMigrateWhereThatIsOn) {
+TEST_P(OptionDrain, late_ones_migrate_where_that_is_on) {
   ASSERT_TRUE(test::set_sysctl("net.ipv4.tcp_migrate_req", "1"));
   connect_half_open();
   const Fd newcomer = open(port_);
@@ -177,7 +177,7 @@ TEST_P(OptionDrain, LateOnesMigrateWhereThatIsOn) {
 }
 
 // The newcomer dies while a handshake is waited for: who was to go serves again, as if never asked.
-TEST_P(OptionDrain, TheOldOneServesAgainWhenTheNewcomerDies) {
+TEST_P(OptionDrain, the_old_one_serves_again_when_the_newcomer_dies) {
   connect_half_open();
   Fd newcomer = open(port_);
   Drain drain = drain_of_old();
@@ -195,7 +195,7 @@ TEST_P(OptionDrain, TheOldOneServesAgainWhenTheNewcomerDies) {
   EXPECT_EQ(test::accept_count(fd_, 2), 2);
 }
 
-TEST_P(OptionDrain, LastOnIsRefused) {
+TEST_P(OptionDrain, last_on_is_refused) {
   Drain drain = drain_of_old();
   const auto started = drain.start();
   ASSERT_FALSE(started);
@@ -208,7 +208,7 @@ TEST_P(OptionDrain, LastOnIsRefused) {
 
 // Asked for after listen(), SO_REUSEPORT makes no group. Others in the group whose id is 0, as here
 // where no other group lives, do not serve its address.
-TEST_P(OptionDrain, LastOnIsRefusedWhereOneHasNoGroup) {
+TEST_P(OptionDrain, last_on_is_refused_where_one_has_no_group) {
   const Fd stays[] = {open(port_), open(port_)};
   const test::Address free = test::address(GetParam().listen, 0);
   Fd lone(::socket(free.get()->sa_family, SOCK_STREAM | SOCK_CLOEXEC, GetParam().protocol));
@@ -225,7 +225,7 @@ TEST_P(OptionDrain, LastOnIsRefusedWhereOneHasNoGroup) {
   EXPECT_EQ(mode(fd_), Mode::on);
 }
 
-TEST_P(OptionDrain, AnAddressThatShallGoRefusesNewConnections) {
+TEST_P(OptionDrain, an_address_that_shall_go_refuses_new_connections) {
   connect(2);
   Drain drain = drain_of_old({.last_on = LastOn::leave});
   ASSERT_TRUE(drain.start());
@@ -235,7 +235,7 @@ TEST_P(OptionDrain, AnAddressThatShallGoRefusesNewConnections) {
   EXPECT_EQ(drain.report().outcome, Outcome::drained);
 }
 
-TEST_P(OptionDrain, WaitsAsStandbyForANewcomer) {
+TEST_P(OptionDrain, waits_as_standby_for_a_newcomer) {
   Drain drain = drain_of_old({.last_on = LastOn::wait});
   ASSERT_TRUE(drain.start());
   EXPECT_EQ(mode(fd_), Mode::standby);
@@ -252,7 +252,7 @@ TEST_P(OptionDrain, WaitsAsStandbyForANewcomer) {
   EXPECT_EQ(drain.report().outcome, Outcome::drained);
 }
 
-TEST_P(OptionDrain, NoNewcomerUntilTheDeadlineUndoes) {
+TEST_P(OptionDrain, no_newcomer_until_the_deadline_undoes) {
   Drain drain = drain_of_old({.last_on = LastOn::wait, .timeout = milliseconds(100)});
   ASSERT_TRUE(drain.start());
   EXPECT_EQ(accepted_until_done(drain), 0);
@@ -261,7 +261,7 @@ TEST_P(OptionDrain, NoNewcomerUntilTheDeadlineUndoes) {
   EXPECT_EQ(mode(fd_), Mode::on);
 }
 
-TEST_P(OptionDrain, UndoRestoresEachMode) {
+TEST_P(OptionDrain, undo_restores_each_mode) {
   const Fd newcomer = open(port_);
   Fd standby = open(port_);
   ASSERT_TRUE(set_mode(standby.get(), Mode::standby));
@@ -294,7 +294,7 @@ TEST_P(OptionDrain, UndoRestoresEachMode) {
   }
 }
 
-TEST_P(OptionDrain, FailureHalfWaySwitchesNothing) {
+TEST_P(OptionDrain, failure_half_way_switches_nothing) {
   const Fd newcomer = open(port_);
   Fd other = open(port_);
   const int number = other.get();
@@ -308,7 +308,7 @@ TEST_P(OptionDrain, FailureHalfWaySwitchesNothing) {
   EXPECT_EQ(mode(fd_), Mode::on);
 }
 
-TEST_P(OptionDrain, ManyListenersInOneDrain) {
+TEST_P(OptionDrain, many_listeners_in_one_drain) {
   constexpr int many = 64;
   Drain drain = drain_of_old();
   for (int i = 1; i < many; ++i) {
@@ -330,7 +330,7 @@ class OptionDrainUdp : public test::NetNsTest, public ::testing::WithParamInterf
 INSTANTIATE_TEST_SUITE_P(Kinds, OptionDrainUdp, ::testing::Values("127.0.0.1", "::1"),
                          [](const auto& ip) { return ip.index == 0 ? "udp4" : "udp6"; });
 
-TEST_P(OptionDrainUdp, DatagramsAreReadToTheLast) {
+TEST_P(OptionDrainUdp, datagrams_are_read_to_the_last) {
   Fd old = test::open_listener(test::address(GetParam()), SOCK_DGRAM);
   const test::Address at = test::local_address(old.get());
   const Fd client = test::open_client(at, SOCK_DGRAM);

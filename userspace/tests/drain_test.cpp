@@ -91,7 +91,7 @@ class DrainRules : public test::NetNsTest {
 
 // ---- Nothing is claimed that was not seen ----
 
-TEST_F(DrainRules, WhatWasNotStartedIsNoSuccess) {
+TEST_F(DrainRules, what_was_not_started_is_no_success) {
   Drain drain = drain_of_old();
   EXPECT_EQ(drain.report().outcome, Outcome::not_started);
   EXPECT_EQ(drain.report().method, Method::none);
@@ -105,7 +105,7 @@ TEST_F(DrainRules, WhatWasNotStartedIsNoSuccess) {
   EXPECT_NE(static_cast<int>(REUSEPORT_DRAINED), 0);
 }
 
-TEST_F(DrainRules, WhileItRunsItSaysSo) {
+TEST_F(DrainRules, while_it_runs_it_says_so) {
   Drain drain = drain_of_old();
   ASSERT_TRUE(drain.start());
   provider_.say(fd_, 1, 2, 3);
@@ -119,7 +119,7 @@ TEST_F(DrainRules, WhileItRunsItSaysSo) {
   EXPECT_TRUE(report.listeners[0].open);
 }
 
-TEST_F(DrainRules, StandbyFromStartToClose) {
+TEST_F(DrainRules, standby_from_start_to_close) {
   Drain drain = drain_of_old();
   ASSERT_TRUE(drain.start());
   provider_.say(fd_, 1, 1);
@@ -134,7 +134,7 @@ TEST_F(DrainRules, StandbyFromStartToClose) {
   EXPECT_EQ(provider_.set, (std::vector<std::pair<int, Mode>>{{fd_, Mode::standby}}));
 }
 
-TEST_F(DrainRules, CookiesAndAnUnsettledChoiceAreWaitedFor) {
+TEST_F(DrainRules, cookies_and_an_unsettled_choice_are_waited_for) {
   Drain drain = drain_of_old();
   ASSERT_TRUE(drain.start());
   provider_.say(fd_, 1, 0, 0, REUSEPORT_LISTEN_F_SETTLED | REUSEPORT_LISTEN_F_COOKIES);
@@ -145,7 +145,7 @@ TEST_F(DrainRules, CookiesAndAnUnsettledChoiceAreWaitedFor) {
   EXPECT_EQ(ended(drain).outcome, Outcome::drained);
 }
 
-TEST_F(DrainRules, ALookThatFailsIsNoLook) {
+TEST_F(DrainRules, a_look_that_fails_is_no_look) {
   Drain drain = drain_of_old();
   ASSERT_TRUE(drain.start());
   provider_.say(fd_, 1);
@@ -156,8 +156,7 @@ TEST_F(DrainRules, ALookThatFailsIsNoLook) {
   EXPECT_EQ(ended(drain).outcome, Outcome::drained);
 }
 
-// Today's library says "drained" of these six, and exits 0.
-TEST_F(DrainRules, OneThatVanishedCountsByTheLastLookBefore) {
+TEST_F(DrainRules, one_that_vanished_counts_by_the_last_look_before) {
   Drain drain = drain_of_old();
   ASSERT_TRUE(drain.start());
   provider_.say(fd_, 1, 2, 4);
@@ -171,7 +170,7 @@ TEST_F(DrainRules, OneThatVanishedCountsByTheLastLookBefore) {
   EXPECT_FALSE(test::is_open(fd_)) << "the copy must not keep the address";
 }
 
-TEST_F(DrainRules, OneThatVanishedWhenDrainedIsDrained) {
+TEST_F(DrainRules, one_that_vanished_when_drained_is_drained) {
   Fd second = test::open_listener(at_);
   const int other = second.get();
   provider_.say(fd_, 3);
@@ -189,7 +188,7 @@ TEST_F(DrainRules, OneThatVanishedWhenDrainedIsDrained) {
   EXPECT_EQ(report.listeners[1].outcome, Outcome::drained);
 }
 
-TEST_F(DrainRules, AShutDownListenerHasVanished) {
+TEST_F(DrainRules, a_shut_down_listener_has_vanished) {
   Drain drain = drain_of_old();
   ASSERT_TRUE(drain.start());
   provider_.say(fd_, 1, 1);
@@ -200,7 +199,7 @@ TEST_F(DrainRules, AShutDownListenerHasVanished) {
   EXPECT_EQ(ended(drain).outcome, Outcome::vanished);
 }
 
-TEST_F(DrainRules, AnotherSocketUnderTheSameNumberIsLeftAlone) {
+TEST_F(DrainRules, another_socket_under_the_same_number_is_left_alone) {
   Drain drain = drain_of_old();
   ASSERT_TRUE(drain.start());
   provider_.say(fd_, 1, 1);
@@ -213,7 +212,7 @@ TEST_F(DrainRules, AnotherSocketUnderTheSameNumberIsLeftAlone) {
   EXPECT_TRUE(test::is_open(fd_));
 }
 
-TEST_F(DrainRules, AStrangerUnderTheNumberIsNotSwitched) {
+TEST_F(DrainRules, a_stranger_under_the_number_is_not_switched) {
   Drain drain = drain_of_old();
   const Fd stranger = test::open_listener(test::address("127.0.0.1"));
   ASSERT_EQ(::dup2(stranger.get(), fd_), fd_);
@@ -221,7 +220,7 @@ TEST_F(DrainRules, AStrangerUnderTheNumberIsNotSwitched) {
   EXPECT_TRUE(provider_.set.empty());
 }
 
-TEST_F(DrainRules, TheNewcomerIsLookedForOnceMoreAfterClose) {
+TEST_F(DrainRules, the_newcomer_is_looked_for_once_more_after_close) {
   Drain drain = drain_of_old();
   ASSERT_TRUE(drain.start());
   newcomer_.reset();  // while the table still says that there is one
@@ -231,7 +230,7 @@ TEST_F(DrainRules, TheNewcomerIsLookedForOnceMoreAfterClose) {
   EXPECT_FALSE(report.lossless());
 }
 
-TEST_F(DrainRules, AWildcardListenerIsNoNewcomerOfTheGroup) {
+TEST_F(DrainRules, a_wildcard_listener_is_no_newcomer_of_the_group) {
   newcomer_ = test::open_listener(test::address("0.0.0.0", at_.port()));
   Drain drain = drain_of_old();
   ASSERT_TRUE(drain.start());
@@ -239,7 +238,7 @@ TEST_F(DrainRules, AWildcardListenerIsNoNewcomerOfTheGroup) {
   EXPECT_EQ(ended(drain).outcome, Outcome::unconfirmed);
 }
 
-TEST_F(DrainRules, TheNewcomerIsSeenOfEveryKind) {
+TEST_F(DrainRules, the_newcomer_is_seen_of_every_kind) {
   for (const char* ip : {"127.0.0.1", "0.0.0.0", "::1", "::"}) {
     for (const int type : {SOCK_STREAM, SOCK_DGRAM}) {
       Fd old = test::open_listener(test::address(ip), type);
@@ -269,7 +268,7 @@ TEST_F(DrainRules, TheNewcomerIsSeenOfEveryKind) {
 
 // ---- An ON member in the same group ----
 
-TEST_F(DrainRules, OursDoNotCountAsNewcomers) {
+TEST_F(DrainRules, ours_do_not_count_as_newcomers) {
   Fd second = test::open_listener(at_);
   const int other = second.get();
   provider_.say(fd_, 2);
@@ -283,7 +282,7 @@ TEST_F(DrainRules, OursDoNotCountAsNewcomers) {
   EXPECT_TRUE(drain.start()) << "a drain that did not start may be started again";
 }
 
-TEST_F(DrainRules, ANewcomerThatDiesGivesTheModesBack) {
+TEST_F(DrainRules, a_newcomer_that_dies_gives_the_modes_back) {
   Drain drain = drain_of_old();
   ASSERT_TRUE(drain.start());
   provider_.say(fd_, 1, 1);
@@ -300,7 +299,7 @@ TEST_F(DrainRules, ANewcomerThatDiesGivesTheModesBack) {
 }
 
 // The look before close() is what counts, not the one that said "drained" first.
-TEST_F(DrainRules, ANewcomerThatDiesWhileOthersAreWaitedFor) {
+TEST_F(DrainRules, a_newcomer_that_dies_while_others_are_waited_for) {
   Fd second = test::open_listener(at_);
   const int other = second.get();
   provider_.say(fd_, 3);
@@ -319,7 +318,7 @@ TEST_F(DrainRules, ANewcomerThatDiesWhileOthersAreWaitedFor) {
   EXPECT_TRUE(test::is_open(other));
 }
 
-TEST_F(DrainRules, WaitServesUntilANewcomerComes) {
+TEST_F(DrainRules, wait_serves_until_a_newcomer_comes) {
   provider_.say(fd_, 1);
   Drain drain = drain_of_old({.last_on = LastOn::wait});
   ASSERT_TRUE(drain.start());
@@ -332,7 +331,7 @@ TEST_F(DrainRules, WaitServesUntilANewcomerComes) {
   EXPECT_EQ(ended(drain).outcome, Outcome::drained);
 }
 
-TEST_F(DrainRules, NobodyUntilTheDeadlineUndoes) {
+TEST_F(DrainRules, nobody_until_the_deadline_undoes) {
   provider_.say(fd_, 1);
   Drain drain = drain_of_old({.last_on = LastOn::wait, .timeout = milliseconds(20)});
   ASSERT_TRUE(drain.start());
@@ -343,7 +342,7 @@ TEST_F(DrainRules, NobodyUntilTheDeadlineUndoes) {
   EXPECT_EQ(provider_.mode(fd_), Mode::on);
 }
 
-TEST_F(DrainRules, LeaveSwitchesOffWhereNobodyIs) {
+TEST_F(DrainRules, leave_switches_off_where_nobody_is) {
   newcomer_.reset();
   provider_.say(fd_, 1);
   Drain drain = drain_of_old({.last_on = LastOn::leave});
@@ -354,7 +353,7 @@ TEST_F(DrainRules, LeaveSwitchesOffWhereNobodyIs) {
   EXPECT_EQ(report.outcome, Outcome::drained) << "nobody is expected there";
 }
 
-TEST_F(DrainRules, LeaveStandsByWhereSomebodyIsAndGoesOffWithHim) {
+TEST_F(DrainRules, leave_stands_by_where_somebody_is_and_goes_off_with_him) {
   Drain drain = drain_of_old({.last_on = LastOn::leave});
   ASSERT_TRUE(drain.start());
   EXPECT_EQ(provider_.mode(fd_), Mode::standby);
@@ -368,7 +367,7 @@ TEST_F(DrainRules, LeaveStandsByWhereSomebodyIsAndGoesOffWithHim) {
 
 // ---- Obstacles ----
 
-TEST_F(DrainRules, APassingObstacleIsWaitedForAndNoReasonToFallBack) {
+TEST_F(DrainRules, a_passing_obstacle_is_waited_for_and_no_reason_to_fall_back) {
   for (const Policy policy : {Policy::prefer, Policy::require}) {
     provider_.set_error[fd_] = EAGAIN;
     provider_.say(fd_, 2, 1);
@@ -388,7 +387,7 @@ TEST_F(DrainRules, APassingObstacleIsWaitedForAndNoReasonToFallBack) {
   }
 }
 
-TEST_F(DrainRules, AnObstacleThatDoesNotPassFailsAtTheDeadline) {
+TEST_F(DrainRules, an_obstacle_that_does_not_pass_fails_at_the_deadline) {
   provider_.set_error[fd_] = EAGAIN;
   Drain drain = drain_of_old({.timeout = milliseconds(20)});
   ASSERT_TRUE(drain.start());
@@ -399,7 +398,7 @@ TEST_F(DrainRules, AnObstacleThatDoesNotPassFailsAtTheDeadline) {
   EXPECT_TRUE(test::is_open(fd_)) << "not closed by a worse method";
 }
 
-TEST_F(DrainRules, WhereItCannotBeUsedPreferFallsBackAndSaysSo) {
+TEST_F(DrainRules, where_it_cannot_be_used_prefer_falls_back_and_says_so) {
   provider_.set_error[fd_] = EBUSY;
   Drain required = drain_of_old({.policy = Policy::require});
   EXPECT_EQ(required.start().error().errnum, EBUSY);
@@ -413,7 +412,7 @@ TEST_F(DrainRules, WhereItCannotBeUsedPreferFallsBackAndSaysSo) {
   EXPECT_EQ(report.error->errnum, EBUSY);
 }
 
-TEST_F(DrainRules, FailureHalfWaySwitchesNothing) {
+TEST_F(DrainRules, failure_half_way_switches_nothing) {
   Fd second = test::open_listener(at_);
   const int other = second.get();
   provider_.say(fd_, 3);
@@ -425,7 +424,7 @@ TEST_F(DrainRules, FailureHalfWaySwitchesNothing) {
   EXPECT_EQ(provider_.mode(fd_), Mode::on);
 }
 
-TEST_F(DrainRules, ModesThatCannotBeGivenBackAreTriedAgain) {
+TEST_F(DrainRules, modes_that_cannot_be_given_back_are_tried_again) {
   Drain drain = drain_of_old();
   ASSERT_TRUE(drain.start());
   provider_.say(fd_, 0, 1);
@@ -439,7 +438,7 @@ TEST_F(DrainRules, ModesThatCannotBeGivenBackAreTriedAgain) {
   EXPECT_EQ(provider_.mode(fd_), Mode::on);
 }
 
-TEST_F(DrainRules, ModesThatAreNotGivenBackAreNotSaidToBe) {
+TEST_F(DrainRules, modes_that_are_not_given_back_are_not_said_to_be) {
   Drain drain = drain_of_old();
   ASSERT_TRUE(drain.start());
   provider_.set_error[fd_] = EPERM;
@@ -449,7 +448,7 @@ TEST_F(DrainRules, ModesThatAreNotGivenBackAreNotSaidToBe) {
 
 // ---- Deadlines ----
 
-TEST_F(DrainRules, AtTheDeadlineWhatWasAskedFor) {
+TEST_F(DrainRules, at_the_deadline_what_was_asked_for) {
   for (const AtDeadline what : {AtDeadline::undo, AtDeadline::keep, AtDeadline::close}) {
     provider_.say(fd_, 2);
     Drain drain = drain_of_old({.at_deadline = what, .timeout = milliseconds(5)});
@@ -471,7 +470,7 @@ TEST_F(DrainRules, AtTheDeadlineWhatWasAskedFor) {
   }
 }
 
-TEST_F(DrainRules, EveryTimeIsAnsweredOrRefused) {
+TEST_F(DrainRules, every_time_is_answered_or_refused) {
   const auto start = [&](milliseconds timeout, milliseconds poll) {
     Drain drain(provider_.options({.timeout = timeout, .poll_interval = poll}));
     const auto added = drain.add(std::move(old_));
@@ -493,7 +492,7 @@ TEST_F(DrainRules, EveryTimeIsAnsweredOrRefused) {
   EXPECT_EQ(start(milliseconds::max(), milliseconds(0)), Action::wait_until);
 }
 
-TEST_F(DrainRules, NoTimeIsOneLook) {
+TEST_F(DrainRules, no_time_is_one_look) {
   Drain drain = drain_of_old({.at_deadline = AtDeadline::undo, .timeout = milliseconds(0)});
   ASSERT_TRUE(drain.start());
   provider_.say(fd_, 1, 1);
@@ -517,7 +516,7 @@ class DrainInput : public test::NetNsTest {
   }
 };
 
-TEST_F(DrainInput, OnlyListenersAreAdded) {
+TEST_F(DrainInput, only_listeners_are_added) {
   const Fd file(::open("/dev/null", O_RDONLY | O_CLOEXEC));
   const Fd local(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
   const Fd raw(::socket(AF_INET, SOCK_RAW | SOCK_CLOEXEC, IPPROTO_ICMP));
@@ -530,7 +529,7 @@ TEST_F(DrainInput, OnlyListenersAreAdded) {
   }
 }
 
-TEST_F(DrainInput, ConnectedSocketsAreNoListeners) {
+TEST_F(DrainInput, connected_sockets_are_no_listeners) {
   const Fd listener = test::open_listener(test::address("127.0.0.1"));
   const Fd client = test::open_client(test::local_address(listener.get()));
   const Fd child = test::accept_one(listener.get(), seconds(5));
@@ -542,7 +541,7 @@ TEST_F(DrainInput, ConnectedSocketsAreNoListeners) {
   EXPECT_EQ(add_error(datagrams.get()), EINVAL);
 }
 
-TEST_F(DrainInput, ReuseportIsNeeded) {
+TEST_F(DrainInput, reuseport_is_needed) {
   const Fd fd = test::open_listener(test::address("127.0.0.1"));
   EXPECT_EQ(add_error(fd.get()), 0);
   const int zero = 0;
@@ -550,7 +549,7 @@ TEST_F(DrainInput, ReuseportIsNeeded) {
   EXPECT_EQ(add_error(fd.get()), EINVAL);
 }
 
-TEST_F(DrainInput, CallsInTheWrongOrder) {
+TEST_F(DrainInput, calls_in_the_wrong_order) {
   Drain drain({.policy = Policy::close_only});
   EXPECT_EQ(drain.start().error().errnum, EINVAL) << "nothing added";
   EXPECT_EQ(drain.step().action, Action::done) << "not started";
@@ -565,7 +564,7 @@ TEST_F(DrainInput, CallsInTheWrongOrder) {
   EXPECT_EQ(drain.start().error().errnum, EBUSY);
 }
 
-TEST_F(DrainInput, WhatADrainOwnsItClosesUnlessTakenBack) {
+TEST_F(DrainInput, what_a_drain_owns_it_closes_unless_taken_back) {
   Fd fd = test::open_listener(test::address("127.0.0.1"));
   const int number = fd.get();
   {
@@ -584,7 +583,7 @@ TEST_F(DrainInput, WhatADrainOwnsItClosesUnlessTakenBack) {
   EXPECT_FALSE(test::is_open(number));
 }
 
-TEST_F(DrainInput, AMovedFromDrainIsSafe) {
+TEST_F(DrainInput, a_moved_from_drain_is_safe) {
   Drain drain;
   Drain taken = std::move(drain);
   // NOLINTBEGIN(bugprone-use-after-move): what is tested
@@ -602,7 +601,7 @@ TEST_F(DrainInput, AMovedFromDrainIsSafe) {
   ASSERT_TRUE(taken.add(std::move(fd)));
 }
 
-TEST_F(DrainInput, ACloserGetsTheListener) {
+TEST_F(DrainInput, a_closer_gets_the_listener) {
   std::vector<Fd> closed;
   Drain drain(
       {.policy = Policy::close_only, .close = [&](Fd fd) { closed.push_back(std::move(fd)); }});
@@ -615,7 +614,7 @@ TEST_F(DrainInput, ACloserGetsTheListener) {
   EXPECT_TRUE(test::is_open(number));
 }
 
-TEST_F(DrainRules, WhoCannotAcceptIsNeverAskedToAndNeverFallsBack) {
+TEST_F(DrainRules, who_cannot_accept_is_never_asked_to_and_never_falls_back) {
   EXPECT_EQ(test::try_connect(at_), 0);
   Drain drain = drain_of_old({.no_accept = true});
   ASSERT_TRUE(drain.start());
@@ -647,7 +646,7 @@ class DrainShared : public DrainRules {
   }
 };
 
-TEST_F(DrainShared, TheCallersWordIsTaken) {
+TEST_F(DrainShared, the_callers_word_is_taken) {
   DrainOptions options = provider_.options();
   Expected<bool> answer = true;
   options.is_shared = [&](int) { return answer; };
@@ -661,7 +660,7 @@ TEST_F(DrainShared, TheCallersWordIsTaken) {
   EXPECT_TRUE(drain.start());
 }
 
-TEST_F(DrainShared, AnotherHolderIsFound) {
+TEST_F(DrainShared, another_holder_is_found) {
   int ends[2] = {-1, -1};
   ASSERT_EQ(::pipe2(ends, O_CLOEXEC), 0);
   const pid_t child = ::fork();  // inherits the listener, and waits to be told to end
@@ -680,7 +679,7 @@ TEST_F(DrainShared, AnotherHolderIsFound) {
 }
 
 // A worker that gave up its rights must not look into its master, who holds the listener, too.
-TEST_F(DrainShared, WhoMayNotBeLookedIntoCountsIfItIsAnAncestor) {
+TEST_F(DrainShared, who_may_not_be_looked_into_counts_if_it_is_an_ancestor) {
   if (::geteuid() != 0) {
     GTEST_SKIP() << "needs root to become somebody else";
   }
@@ -692,7 +691,7 @@ TEST_F(DrainShared, WhoMayNotBeLookedIntoCountsIfItIsAnAncestor) {
   }));
 }
 
-TEST_F(DrainShared, StrangersWhoMayNotBeLookedIntoArePassedOver) {
+TEST_F(DrainShared, strangers_who_may_not_be_looked_into_are_passed_over) {
   if (::geteuid() != 0) {
     GTEST_SKIP() << "needs root to become somebody else";
   }

@@ -28,7 +28,7 @@ class Epoll : public test::NetNsTest {
 class OptionEpoll : public Epoll {};
 
 // The drain beside another descriptor in one loop, as a server has it.
-TEST_F(Epoll, RunsInsideALoop) {
+TEST_F(Epoll, runs_inside_a_loop) {
   Fd listener = test::open_listener(test::address("127.0.0.1"));
   const int number = listener.get();
   std::vector<Fd> clients;
@@ -62,7 +62,7 @@ TEST_F(Epoll, RunsInsideALoop) {
   EXPECT_EQ(running->dispatch(), Action::done) << "done stays done";
 }
 
-TEST_F(OptionEpoll, SleepsWhileThereIsNothingToDo) {
+TEST_F(OptionEpoll, sleeps_while_there_is_nothing_to_do) {
   Drain drain({.last_on = LastOn::wait, .poll_interval = milliseconds(500)});
   Fd listener = test::open_listener(test::address("127.0.0.1"));
   ASSERT_TRUE(drain.add(std::move(listener)));
@@ -81,7 +81,7 @@ TEST_F(OptionEpoll, SleepsWhileThereIsNothingToDo) {
   EXPECT_EQ(Mode{get_info(running->take_back()[0].get())->mode}, Mode::on);
 }
 
-TEST_F(OptionEpoll, ListenerReadyWakesTheLoop) {
+TEST_F(OptionEpoll, listener_ready_wakes_the_loop) {
   Drain drain({.last_on = LastOn::wait, .poll_interval = seconds(20)});
   Fd listener = test::open_listener(test::address("127.0.0.1"));
   const test::Address at = test::local_address(listener.get());
@@ -99,7 +99,7 @@ TEST_F(OptionEpoll, ListenerReadyWakesTheLoop) {
   EXPECT_EQ(accepted, 1);
 }
 
-TEST_F(Epoll, ACopyKeptOpenDoesNotSpinTheLoop) {
+TEST_F(Epoll, a_copy_kept_open_does_not_spin_the_loop) {
   Fd first = test::open_listener(test::address("127.0.0.1"));
   const Fd client = test::open_client(test::local_address(first.get()));
   ASSERT_EQ(test::connect_result(client.get()), 0);
@@ -115,7 +115,7 @@ TEST_F(Epoll, ACopyKeptOpenDoesNotSpinTheLoop) {
   EXPECT_TRUE(test::is_open(kept.get()));
 }
 
-TEST_F(Epoll, FailureSwitchesNothingAndLeavesTheDrain) {
+TEST_F(Epoll, failure_switches_nothing_and_leaves_the_drain) {
   Fd listener = test::open_listener(test::address("127.0.0.1"));
   const int number = listener.get();
   EXPECT_TRUE(test::in_child([&] {

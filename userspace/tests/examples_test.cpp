@@ -9,16 +9,16 @@ namespace {
 
 class Examples : public test::NetNsTest {};
 
-TEST_F(Examples, Probe) {
+TEST_F(Examples, probe) {
   EXPECT_EQ(test::exit_code(test::start_program({"examples/probe"})),
             test::expect_supported() ? 0 : 3);
 }
 
-TEST_F(Examples, AcceptLoop) {
+TEST_F(Examples, accept_loop) {
   EXPECT_EQ(test::exit_code(test::start_program({"examples/accept_loop"})), 0);
 }
 
-TEST_F(Examples, EventLoopUsage) {
+TEST_F(Examples, event_loop_usage) {
   EXPECT_EQ(test::exit_code(test::start_program({"examples/event_loop"})), 2);
   EXPECT_EQ(test::exit_code(test::start_program({"examples/event_loop", "70000"})), 2);
 }
@@ -33,7 +33,7 @@ int greeted(const test::Address& at) {
   return test::eventually([&] { return ::recv(client.get(), &byte, 1, 0) == 1; }) ? 1 : 0;
 }
 
-TEST_F(Examples, EventLoopIsReplacedUnderItsClients) {
+TEST_F(Examples, event_loop_is_replaced_under_its_clients) {
   const test::Address at = test::address("127.0.0.1", 8080);
   const pid_t old = test::start_program({"examples/event_loop", "8080"});
   ASSERT_TRUE(test::eventually([&] { return test::try_connect(at) == 0; }));

@@ -11,7 +11,7 @@ int open_null() {
   return ::open("/dev/null", O_RDONLY | O_CLOEXEC);
 }
 
-TEST(Fd, ClosesOnce) {
+TEST(Fd, closes_once) {
   const int number = open_null();
   {
     const Fd fd(number);
@@ -20,7 +20,7 @@ TEST(Fd, ClosesOnce) {
   EXPECT_FALSE(test::is_open(number));
 }
 
-TEST(Fd, MovesOwnership) {
+TEST(Fd, moves_ownership) {
   Fd first(open_null());
   const int number = first.get();
   Fd second(std::move(first));
@@ -39,7 +39,7 @@ TEST(Fd, MovesOwnership) {
   ::close(number);
 }
 
-TEST(Fd, ResetClosesAndTakes) {
+TEST(Fd, reset_closes_and_takes) {
   Fd fd(open_null());
   const int first = fd.get();
   fd.reset();

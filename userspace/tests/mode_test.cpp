@@ -47,7 +47,7 @@ INSTANTIATE_TEST_SUITE_P(Kinds, OptionOf, ::testing::ValuesIn(kinds),
 INSTANTIATE_TEST_SUITE_P(Kinds, ModeOf, ::testing::ValuesIn(kinds),
                          [](const auto& kind) { return kind.param.name; });
 
-TEST_P(ModeOf, ModeIsSetAndReadBackOrTheOptionIsMissing) {
+TEST_P(ModeOf, mode_is_set_and_read_back_or_the_option_is_missing) {
   const Fd fd = open(test::address(GetParam().ip));
   ASSERT_TRUE(fd);
   for (const Mode mode : {Mode::off, Mode::standby, Mode::on}) {
@@ -75,7 +75,7 @@ TEST_P(ModeOf, ModeIsSetAndReadBackOrTheOptionIsMissing) {
   }
 }
 
-TEST_P(OptionOf, GroupIsCounted) {
+TEST_P(OptionOf, group_is_counted) {
   const Fd first = open(test::address(GetParam().ip));
   const test::Address at = test::local_address(first.get());
   const Fd second = open(at);
@@ -91,7 +91,7 @@ TEST_P(OptionOf, GroupIsCounted) {
   EXPECT_EQ(get_info(second.get())->group_id, info->group_id);
 }
 
-TEST_P(OptionOf, SettlesAndIsThenDrained) {
+TEST_P(OptionOf, settles_and_is_then_drained) {
   const Fd fd = open(test::address(GetParam().ip));
   EXPECT_FALSE(get_info(fd.get())->drained()) << "an ON listener never is";
   ASSERT_TRUE(set_mode(fd.get(), Mode::off));
@@ -110,7 +110,7 @@ class ModeErrors : public test::NetNsTest {
   }
 };
 
-TEST_F(ModeErrors, OtherFamiliesAndProtocols) {
+TEST_F(ModeErrors, other_families_and_protocols) {
   const Fd local(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
   const Fd raw(::socket(AF_INET, SOCK_RAW | SOCK_CLOEXEC, IPPROTO_ICMP));
   const Fd netlink(::socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, 0));
@@ -119,12 +119,12 @@ TEST_F(ModeErrors, OtherFamiliesAndProtocols) {
   expect_error(netlink.get(), EOPNOTSUPP);
 }
 
-TEST_F(ModeErrors, NoReuseport) {
+TEST_F(ModeErrors, no_reuseport) {
   const Fd fd(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
   expect_error(fd.get(), EINVAL);
 }
 
-TEST_F(ModeErrors, AcceptedConnection) {
+TEST_F(ModeErrors, accepted_connection) {
   const Fd listener = test::open_listener(test::address("127.0.0.1"));
   const Fd client = test::open_client(test::local_address(listener.get()));
   const Fd child = test::accept_one(listener.get(), std::chrono::seconds(5));
@@ -132,7 +132,7 @@ TEST_F(ModeErrors, AcceptedConnection) {
   expect_error(child.get(), EINVAL);
 }
 
-TEST_F(ModeErrors, UnknownMode) {
+TEST_F(ModeErrors, unknown_mode) {
   const Fd fd = test::open_listener(test::address("127.0.0.1"));
   for (const int mode : {3, -1, 0x10000}) {
     const auto set = set_mode(fd.get(), static_cast<Mode>(mode));
@@ -141,7 +141,7 @@ TEST_F(ModeErrors, UnknownMode) {
   }
 }
 
-TEST_F(ModeErrors, NoSocketAtAll) {
+TEST_F(ModeErrors, no_socket_at_all) {
   const Fd file(::open("/dev/null", O_RDONLY | O_CLOEXEC));
   EXPECT_EQ(set_mode(file.get(), Mode::off).error().errnum, ENOTSOCK);
   EXPECT_EQ(get_info(file.get()).error().errnum, ENOTSOCK);
@@ -150,7 +150,7 @@ TEST_F(ModeErrors, NoSocketAtAll) {
             "getsockopt(SO_REUSEPORT_LISTEN_OFF): Bad file descriptor: give an open socket");
 }
 
-TEST(Mode, NamesGoBothWays) {
+TEST(Mode, names_go_both_ways) {
   for (const Mode mode : {Mode::on, Mode::off, Mode::standby}) {
     EXPECT_EQ(parse_mode(to_string(mode)), mode);
   }
@@ -160,7 +160,7 @@ TEST(Mode, NamesGoBothWays) {
   EXPECT_EQ(to_string(static_cast<Mode>(7)), "unknown");
 }
 
-TEST(Info, Drained) {
+TEST(Info, drained) {
   constexpr std::uint32_t settled = REUSEPORT_LISTEN_F_SETTLED;
   constexpr std::uint32_t cookies = REUSEPORT_LISTEN_F_COOKIES;
   const auto drained = [](Mode mode, std::uint32_t flags, std::uint32_t on,

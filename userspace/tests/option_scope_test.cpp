@@ -29,8 +29,6 @@ namespace {
 
 using namespace reuseport::test;
 
-constexpr unsigned many = 64;  // enough for every member of a small group to be chosen
-
 int set_mode(const Fd& fd, int mode) {
   return ::setsockopt(fd.get(), SOL_SOCKET, SO_REUSEPORT_LISTEN_OFF, &mode, sizeof(mode)) == 0
              ? 0
@@ -49,7 +47,7 @@ reuseport_listen_info get_info(const Fd& fd) {
 
 /// A cgroup of its own that the test's process is in, a bpffs of its own (so that what this machine
 /// has enabled is not touched), and a network namespace.
-class ScopeTest : public NetNsTest {
+class StockScope : public NetNsTest {
  protected:
   void SetUp() override {
     if (::geteuid() != 0) {
@@ -70,12 +68,6 @@ class ScopeTest : public NetNsTest {
     ASSERT_TRUE(enter(cgroup_));
     dir_.reset(::open(cgroup_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
     ASSERT_TRUE(dir_);
-    if (expect_supported()) {
-      const auto refused = enable(dir_.get());
-      ASSERT_FALSE(refused);
-      EXPECT_EQ(need(refused.error()), Need::not_by_bpf);
-      GTEST_SKIP() << "the kernel has the option itself";
-    }
     if (::access("/sys/kernel/btf/vmlinux", F_OK) != 0) {
       ASSERT_FALSE(enable(dir_.get()));
       GTEST_SKIP() << "this kernel has no BTF";
@@ -99,25 +91,6 @@ class ScopeTest : public NetNsTest {
     EXPECT_TRUE(done) << done.error().message();
     return done ? *done : Enabled{};
   }
-  std::vector<int> connect_many(const Address& to, const std::vector<const Fd*>& listeners) {
-    std::vector<Fd> clients;
-    for (unsigned i = 0; i < many; i++) {
-      clients.push_back(open_client(to));
-      EXPECT_EQ(connect_result(clients.back().get()), 0);
-    }
-    std::vector<int> got(listeners.size());
-    unsigned sum = 0;
-    EXPECT_TRUE(eventually([&] {
-      for (std::size_t i = 0; i < listeners.size(); i++) {
-        const int n = accept_all(listeners[i]->get());
-        got[i] += n;
-        sum += static_cast<unsigned>(n);
-      }
-      return sum >= many;
-    }));
-    return got;
-  }
-
   /// A listener of somebody whom the option is not enabled for.
   Fd open_outside(const Address& at, const char* device = nullptr) {
     EXPECT_TRUE(enter(home_));
@@ -194,7 +167,7 @@ int serve(const Fd& listener) {
   }
 }
 
-TEST_F(ScopeTest, TheCallWorks) {
+TEST_F(StockScope, the_call_works) {
   const Fd before = open_listener(address("127.0.0.1"));
   const Address to = local_address(before.get());
   EXPECT_EQ(set_mode(before, REUSEPORT_LISTEN_OFF), ENOPROTOOPT);
@@ -218,12 +191,12 @@ TEST_F(ScopeTest, TheCallWorks) {
   info = get_info(before);
   EXPECT_EQ(info.mode, static_cast<unsigned>(REUSEPORT_LISTEN_OFF));
   EXPECT_EQ(info.group_off, 1U);
-  auto got = connect_many(to, {&before, &after});
+  auto got = spread(to, {&before, &after});
   EXPECT_EQ(got[0], 0);
   EXPECT_EQ(disable().error().errnum, EBUSY);
 
   const Fd newcomer = open_listener(address("127.0.0.1", to.port()));
-  got = connect_many(to, {&before, &after, &newcomer});
+  got = spread(to, {&before, &after, &newcomer});
   EXPECT_EQ(got[0], 0);
   EXPECT_GT(got[2], 0);
 
@@ -232,7 +205,7 @@ TEST_F(ScopeTest, TheCallWorks) {
   EXPECT_FALSE(again.new_cgroup);
   EXPECT_FALSE(again.new_namespace);
   EXPECT_EQ(again.listeners, 3U);
-  got = connect_many(to, {&before, &after, &newcomer});
+  got = spread(to, {&before, &after, &newcomer});
   EXPECT_EQ(got[0], 0);
 
   const auto now = state();
@@ -251,7 +224,7 @@ TEST_F(ScopeTest, TheCallWorks) {
   EXPECT_EQ(set_mode(before, REUSEPORT_LISTEN_OFF), ENOPROTOOPT);
 }
 
-TEST_F(ScopeTest, Settles) {
+TEST_F(StockScope, settles) {
   enable_here();
   const Fd a = open_listener(address("127.0.0.1"));
   const Fd b = open_listener(address("127.0.0.1", local_address(a.get()).port()));
@@ -261,7 +234,7 @@ TEST_F(ScopeTest, Settles) {
 }
 
 // The mode was set before listen(): no lookup ever sees it as ON.
-TEST_F(ScopeTest, PresetOff) {
+TEST_F(StockScope, preset_off) {
   enable_here();
   const Fd a = open_listener(address("127.0.0.1"));
   const Address to = local_address(a.get());
@@ -274,27 +247,27 @@ TEST_F(ScopeTest, PresetOff) {
   ASSERT_EQ(::listen(b.get(), 128), 0);
   EXPECT_EQ(get_info(b).mode, static_cast<unsigned>(REUSEPORT_LISTEN_OFF));
   EXPECT_EQ(get_info(a).group_off, 1U);
-  EXPECT_EQ(connect_many(to, {&a, &b})[1], 0);
+  EXPECT_EQ(spread(to, {&a, &b})[1], 0);
 }
 
 // --- traps: who must get what, whatever the table says ---
 
 // A stranger on the same address, bound to a device: his group is another one.
-TEST_F(ScopeTest, StrangerOnADevice) {
+TEST_F(StockScope, stranger_on_a_device) {
   enable_here();
   const Fd a = open_listener(address("127.0.0.1"));
   const Address to = local_address(a.get());
   const Fd b = open_listener(to);
   const Fd stranger = open_outside(to, "lo");  // the kernel comes by the last one first
-  ASSERT_EQ(connect_many(to, {&a, &b, &stranger})[2], static_cast<int>(many));
+  ASSERT_EQ(spread(to, {&a, &b, &stranger})[2], spread_over);
   ASSERT_EQ(set_mode(a, REUSEPORT_LISTEN_OFF), 0);
-  EXPECT_EQ(connect_many(to, {&a, &b, &stranger})[2], static_cast<int>(many));
+  EXPECT_EQ(spread(to, {&a, &b, &stranger})[2], spread_over);
   ASSERT_EQ(set_mode(b, REUSEPORT_LISTEN_OFF), 0);
-  EXPECT_EQ(connect_many(to, {&a, &b, &stranger})[2], static_cast<int>(many));
+  EXPECT_EQ(spread(to, {&a, &b, &stranger})[2], spread_over);
 }
 
 // A stranger on the specific address, we on the wildcard.
-TEST_F(ScopeTest, StrangerOnTheSpecificAddress) {
+TEST_F(StockScope, stranger_on_the_specific_address) {
   enable_here();
   const Fd a = open_listener(address("0.0.0.0"));
   const std::uint16_t port = local_address(a.get()).port();
@@ -302,13 +275,12 @@ TEST_F(ScopeTest, StrangerOnTheSpecificAddress) {
   const Address to = address("127.0.0.1", port);
   const Fd stranger = open_outside(to);
   ASSERT_EQ(set_mode(a, REUSEPORT_LISTEN_OFF), 0);
-  EXPECT_EQ(connect_many(to, {&a, &b, &stranger})[2], static_cast<int>(many));
-  EXPECT_EQ(connect_many(address("127.0.0.2", port), {&a, &b, &stranger})[1],
-            static_cast<int>(many));
+  EXPECT_EQ(spread(to, {&a, &b, &stranger})[2], spread_over);
+  EXPECT_EQ(spread(address("127.0.0.2", port), {&a, &b, &stranger})[1], spread_over);
 }
 
 // The same address and port in another namespace, enabled or not.
-TEST_F(ScopeTest, SameAddressInAnotherNamespace) {
+TEST_F(StockScope, same_address_in_another_namespace) {
   enable_here();
   const Fd a = open_listener(address("127.0.0.1"));
   const Address to = local_address(a.get());
@@ -328,7 +300,7 @@ TEST_F(ScopeTest, SameAddressInAnotherNamespace) {
 }
 
 // Another cgroup's listener in our group is not starved, and nothing settles beside it.
-TEST_F(ScopeTest, UnknownMember) {
+TEST_F(StockScope, unknown_member) {
   enable_here();
   const Fd a = open_listener(address("127.0.0.1"));
   const Address to = local_address(a.get());
@@ -336,18 +308,18 @@ TEST_F(ScopeTest, UnknownMember) {
   ASSERT_EQ(set_mode(a, REUSEPORT_LISTEN_OFF), 0);
   ASSERT_TRUE(eventually([&] { return (get_info(a).flags & REUSEPORT_LISTEN_F_SETTLED) != 0; }));
   Fd unknown = open_outside(to);
-  EXPECT_GT(connect_many(to, {&a, &b, &unknown})[2], 0);
+  EXPECT_GT(spread(to, {&a, &b, &unknown})[2], 0);
   EXPECT_EQ(get_info(a).flags & REUSEPORT_LISTEN_F_SETTLED, 0U);
   const auto now = state();
   ASSERT_TRUE(now && now->groups.size() == 1);
   EXPECT_EQ(now->groups[0].unknown, 1U);
   unknown.reset();
   EXPECT_TRUE(eventually([&] { return (get_info(a).flags & REUSEPORT_LISTEN_F_SETTLED) != 0; }));
-  EXPECT_EQ(connect_many(to, {&a, &b})[0], 0);
+  EXPECT_EQ(spread(to, {&a, &b})[0], 0);
 }
 
 // close() of a member that is not ON: it gets nothing between the hook and its end.
-TEST_F(ScopeTest, ClosingMemberGetsNothing) {
+TEST_F(StockScope, closing_member_gets_nothing) {
   enable_here();
   const Fd b = open_listener(address("127.0.0.1"));
   const Address to = local_address(b.get());
@@ -378,7 +350,7 @@ TEST_F(ScopeTest, ClosingMemberGetsNothing) {
 }
 
 // One that is OFF before it listens is never chosen, not in the middle of listen() either.
-TEST_F(ScopeTest, PresetOffIsNeverChosen) {
+TEST_F(StockScope, preset_off_is_never_chosen) {
   enable_here();
   const Fd b = open_listener(address("127.0.0.1"));
   const Address to = local_address(b.get());
@@ -405,7 +377,7 @@ TEST_F(ScopeTest, PresetOffIsNeverChosen) {
   EXPECT_EQ(got, 0);
 }
 
-TEST_F(ScopeTest, ProgramOfItsOwn) {
+TEST_F(StockScope, program_of_its_own) {
   enable_here();
   const Fd a = open_listener(address("127.0.0.1"));
   sock_filter code[] = {{BPF_RET | BPF_K, 0, 0, 0}};
@@ -417,7 +389,7 @@ TEST_F(ScopeTest, ProgramOfItsOwn) {
 }
 
 // The 513th of a group is refused, clearly; those that are in go on.
-TEST_F(ScopeTest, FullGroup) {
+TEST_F(StockScope, full_group) {
   enable_here();
   std::vector<Fd> group;
   group.push_back(open_listener(address("127.0.0.1")));
@@ -437,7 +409,7 @@ TEST_F(ScopeTest, FullGroup) {
   EXPECT_EQ(try_connect(to), 0);
 }
 
-TEST_F(ScopeTest, EveryMemberOffIsRefusedAlsoWhenThereAreMany) {
+TEST_F(StockScope, every_member_off_is_refused_also_when_there_are_many) {
   enable_here();
   std::vector<Fd> group;
   group.push_back(open_listener(address("127.0.0.1")));
@@ -454,7 +426,7 @@ TEST_F(ScopeTest, EveryMemberOffIsRefusedAlsoWhenThereAreMany) {
 }
 
 // Nothing but a descriptor makes a UDP socket known: enable() again does it.
-TEST_F(ScopeTest, DatagramsAreTakenInByEnable) {
+TEST_F(ScopeTest, datagrams_are_taken_in_by_enable) {
   const auto bound = [](std::uint16_t port) {
     Fd fd(::socket(AF_INET, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
     const int one = 1;
@@ -507,7 +479,7 @@ TEST_F(ScopeTest, DatagramsAreTakenInByEnable) {
 }
 
 // The cgroup is removed, another one is enabled: what is left of the first is no obstacle.
-TEST_F(ScopeTest, RemovedCgroup) {
+TEST_F(StockScope, removed_cgroup) {
   enable_here();
   const std::string second = cgroup_ + "-2";
   ASSERT_EQ(::mkdir(second.c_str(), 0755), 0);
@@ -525,6 +497,18 @@ TEST_F(ScopeTest, RemovedCgroup) {
   const auto now = state();
   ASSERT_TRUE(now);
   EXPECT_EQ(now->cgroups.size(), 2U);
+}
+
+TEST(PatchedByBpf, is_refused_where_the_kernel_has_the_option) {
+  const auto mount = cgroup2_mount();
+  ASSERT_TRUE(mount) << mount.error().message();
+  const Fd root(::open(mount->c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  const auto enabled = enable(root.get());
+  ASSERT_FALSE(enabled);
+  EXPECT_EQ(need(enabled.error()), Need::not_by_bpf);
+  const auto session = Session::start();
+  ASSERT_FALSE(session);
+  EXPECT_EQ(need(session.error()), Need::not_by_bpf);
 }
 
 }  // namespace

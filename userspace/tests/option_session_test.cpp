@@ -20,18 +20,11 @@ namespace {
 
 using namespace reuseport::test;
 
-constexpr unsigned many = 64;  // enough for every member of a small group to be chosen
-
-class SessionTest : public NetNsTest {
+class StockSession : public NetNsTest {
  protected:
   void SetUp() override {
     NetNsTest::SetUp();
     auto started = Session::start();
-    if (expect_supported()) {
-      ASSERT_FALSE(started);
-      EXPECT_EQ(need(started.error()), Need::not_by_bpf);
-      GTEST_SKIP() << "the kernel has the option itself";
-    }
     if (::access("/sys/kernel/btf/vmlinux", F_OK) != 0) {
       ASSERT_FALSE(started);
       EXPECT_EQ(need(started.error()), Need::kernel) << started.error().message();
@@ -54,25 +47,6 @@ class SessionTest : public NetNsTest {
     EXPECT_TRUE(got) << got.error().message();
     return got ? *got : reuseport_listen_info{};
   }
-  /// Makes `many` connections and says how many of them each got.
-  std::vector<int> connect_many(const Address& to, const std::vector<const Fd*>& listeners) {
-    std::vector<Fd> clients;
-    for (unsigned i = 0; i < many; i++) {
-      clients.push_back(open_client(to));
-      EXPECT_EQ(connect_result(clients.back().get()), 0);
-    }
-    std::vector<int> got(listeners.size());
-    unsigned sum = 0;
-    EXPECT_TRUE(eventually([&] {
-      for (std::size_t i = 0; i < listeners.size(); i++) {
-        const int n = accept_all(listeners[i]->get());
-        got[i] += n;
-        sum += static_cast<unsigned>(n);
-      }
-      return sum >= many;
-    }));
-    return got;
-  }
   bool settles(const Fd& fd) {
     return eventually([&] { return (info(fd).flags & REUSEPORT_LISTEN_F_SETTLED) != 0; });
   }
@@ -86,9 +60,9 @@ struct Way {
   const char* to;
 };
 
-class SessionWays : public SessionTest, public ::testing::WithParamInterface<Way> {};
+class StockSessionWays : public StockSession, public ::testing::WithParamInterface<Way> {};
 
-TEST_P(SessionWays, OffGetsNothingStandbyFallsBack) {
+TEST_P(StockSessionWays, off_gets_nothing_standby_falls_back) {
   const Fd a = open_listener(address(GetParam().bind));
   const std::uint16_t port = local_address(a.get()).port();
   const Address to = address(GetParam().to, port);
@@ -100,29 +74,29 @@ TEST_P(SessionWays, OffGetsNothingStandbyFallsBack) {
   set(a, REUSEPORT_LISTEN_OFF);
   EXPECT_EQ(info(a).group_off, 1U);
   EXPECT_EQ(info(a).mode, static_cast<unsigned>(REUSEPORT_LISTEN_OFF));
-  auto got = connect_many(to, {&a, &b, &c});
+  auto got = spread(to, {&a, &b, &c});
   EXPECT_EQ(got[0], 0);
   EXPECT_GT(got[1], 0);
   EXPECT_GT(got[2], 0);
   EXPECT_TRUE(settles(a));
 
   set(b, REUSEPORT_LISTEN_STANDBY);
-  got = connect_many(to, {&a, &b, &c});
-  EXPECT_EQ(got[2], static_cast<int>(many));
+  got = spread(to, {&a, &b, &c});
+  EXPECT_EQ(got[2], spread_over);
 
   set(c, REUSEPORT_LISTEN_OFF);
-  got = connect_many(to, {&a, &b, &c});
-  EXPECT_EQ(got[1], static_cast<int>(many));
+  got = spread(to, {&a, &b, &c});
+  EXPECT_EQ(got[1], spread_over);
 
   set(b, REUSEPORT_LISTEN_OFF);
   EXPECT_EQ(try_connect(to), ECONNREFUSED);
 
   set(a, REUSEPORT_LISTEN_ON);
-  got = connect_many(to, {&a, &b, &c});
-  EXPECT_EQ(got[0], static_cast<int>(many));
+  got = spread(to, {&a, &b, &c});
+  EXPECT_EQ(got[0], spread_over);
 }
 
-INSTANTIATE_TEST_SUITE_P(All, SessionWays,
+INSTANTIATE_TEST_SUITE_P(All, StockSessionWays,
                          ::testing::Values(Way{"ipv4", "127.0.0.1", "127.0.0.1"},
                                            Way{"ipv6", "::1", "::1"},
                                            Way{"any4", "0.0.0.0", "127.0.0.1"},
@@ -138,12 +112,12 @@ Fd open_bound(const Address& at) {
   return fd;
 }
 
-/// Sends `many` datagrams from as many sockets; says how many of them each got, -1 behind them all
-/// where they were refused.
+/// Sends spread_over datagrams from as many sockets; says how many of them each got, -1 behind them
+/// all where they were refused.
 std::vector<int> send_many(const Address& to, const std::vector<const Fd*>& sockets) {
   std::vector<Fd> clients;
   int refused = 0;
-  for (unsigned i = 0; i < many; i++) {
+  for (int i = 0; i < spread_over; i++) {
     Fd client(::socket(to.family(), SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
     EXPECT_EQ(::connect(client.get(), to.get(), to.len), 0);
     EXPECT_EQ(::send(client.get(), "x", 1, 0), 1);
@@ -163,12 +137,12 @@ std::vector<int> send_many(const Address& to, const std::vector<const Fd*>& sock
   return got;
 }
 
-TEST_P(SessionWays, Datagrams) {
+TEST_P(StockSessionWays, datagrams) {
   const Fd a = open_bound(address(GetParam().bind));
   const std::uint16_t port = local_address(a.get()).port();
   const Address to = address(GetParam().to, port);
   const Fd b = open_bound(address(GetParam().bind, port));
-  const int all = many;
+  const int all = spread_over;
   auto ok = session_->adopt(std::vector<int>{a.get(), b.get()});
   ASSERT_TRUE(ok) << ok.error().message();
   EXPECT_EQ(info(a).group_on, 2U);
@@ -184,7 +158,7 @@ TEST_P(SessionWays, Datagrams) {
   EXPECT_EQ(send_many(to, {&a, &b}), (std::vector{0, all, 0}));
 }
 
-TEST_F(SessionTest, DatagramsThatWaitAreCounted) {
+TEST_F(StockSession, datagrams_that_wait_are_counted) {
   const Fd a = open_bound(address("127.0.0.1"));
   const Address to = local_address(a.get());
   const Fd b = open_bound(to);
@@ -200,7 +174,7 @@ TEST_F(SessionTest, DatagramsThatWaitAreCounted) {
 }
 
 // It would be starved otherwise, for nothing but its descriptor makes it known.
-TEST_F(SessionTest, UnknownDatagramSocketIsLeftToTheKernel) {
+TEST_F(StockSession, unknown_datagram_socket_is_left_to_the_kernel) {
   const Fd a = open_bound(address("127.0.0.1"));
   const Address to = local_address(a.get());
   const Fd b = open_bound(to);
@@ -216,7 +190,7 @@ TEST_F(SessionTest, UnknownDatagramSocketIsLeftToTheKernel) {
   EXPECT_TRUE(settles(a));
 }
 
-TEST_F(SessionTest, NewcomersAreFound) {
+TEST_F(StockSession, newcomers_are_found) {
   const Fd a = open_bound(address("127.0.0.1"));
   const Address to = local_address(a.get());
   const Fd b = open_bound(to);
@@ -236,7 +210,7 @@ TEST_F(SessionTest, NewcomersAreFound) {
   EXPECT_EQ(asked, std::vector<std::size_t>{1}) << "what is known is not asked for again";
 }
 
-TEST_F(SessionTest, GroupWithAnotherProgramIsRefused) {
+TEST_F(StockSession, group_with_another_program_is_refused) {
   const Fd a = open_bound(address("127.0.0.1"));
   sock_filter first[] = {{BPF_RET | BPF_K, 0, 0, 0}};
   const sock_fprog program{1, first};
@@ -248,7 +222,7 @@ TEST_F(SessionTest, GroupWithAnotherProgramIsRefused) {
 }
 
 // A connected socket is a flow: it keeps its datagrams, and is no ON member.
-TEST_F(SessionTest, ConnectedDatagramSocketIsNoMember) {
+TEST_F(StockSession, connected_datagram_socket_is_no_member) {
   const Fd a = open_bound(address("127.0.0.1"));
   const Address to = local_address(a.get());
   const Fd b = open_bound(to);
@@ -262,23 +236,24 @@ TEST_F(SessionTest, ConnectedDatagramSocketIsNoMember) {
   }
   EXPECT_EQ(info(a).group_on, 1U);
   set(a, REUSEPORT_LISTEN_STANDBY);
-  EXPECT_EQ(send_many(to, {&a, &b})[0], static_cast<int>(many)) << "nobody is ON: STANDBY serves";
+  EXPECT_EQ(send_many(to, {&a, &b})[0], spread_over) << "nobody is ON: STANDBY serves";
   ASSERT_EQ(::sendto(peer.get(), "x", 1, 0, to.get(), to.len), 1);
   char byte = 0;
   EXPECT_EQ(::recv(b.get(), &byte, 1, 0), 1);
 }
 
-TEST_F(SessionTest, DatagramsEndWithTheSession) {
+TEST_F(StockSession, datagrams_end_with_the_session) {
   const Fd a = open_bound(address("127.0.0.1"));
   ASSERT_TRUE(session_->adopt(a.get()));
   set(a, REUSEPORT_LISTEN_OFF);
-  EXPECT_EQ(send_many(local_address(a.get()), {&a}), (std::vector{0, static_cast<int>(many)}));
+  EXPECT_EQ(send_many(local_address(a.get()), {&a}), (std::vector{0, spread_over}));
   session_.reset();
   // the kernel empties the table of programs a moment after its last descriptor is closed
-  EXPECT_TRUE(eventually([&] { return send_many(local_address(a.get()), {&a})[0] == many; }));
+  EXPECT_TRUE(
+      eventually([&] { return send_many(local_address(a.get()), {&a})[0] == spread_over; }));
 }
 
-TEST_F(SessionTest, EndsWithTheSession) {
+TEST_F(StockSession, ends_with_the_session) {
   const Fd a = open_listener(address("127.0.0.1"));
   adopt(a);
   set(a, REUSEPORT_LISTEN_OFF);

@@ -13,14 +13,14 @@ namespace {
 
 class Probe : public test::NetNsTest {};
 
-TEST_F(Probe, GivesTheAnswerTheRunnerExpects) {
+TEST_F(Probe, gives_the_answer_the_runner_expects) {
   const ProbeResult found = probe();
   EXPECT_EQ(to_string(found.support), test::expected_support()) << to_string(found.step);
   EXPECT_EQ(found.errnum, test::expect_supported() ? 0 : ENOPROTOOPT);
   EXPECT_EQ(found.supported(), test::expect_supported());
 }
 
-TEST_F(Probe, CachedAnswerIsTheSame) {
+TEST_F(Probe, cached_answer_is_the_same) {
   const ProbeResult fresh = probe_now();
   for (int i = 0; i < 2; ++i) {
     const ProbeResult cached = probe();
@@ -31,7 +31,7 @@ TEST_F(Probe, CachedAnswerIsTheSame) {
 }
 
 // Whatever else lives under a number, it must not pass for this option.
-TEST_F(Probe, NoOtherOptionPasses) {
+TEST_F(Probe, no_other_option_passes) {
   int answering = 0;
   for (int number = 0; number < 256; ++number) {
     const ProbeResult found = detail::probe_number(number);
@@ -41,7 +41,7 @@ TEST_F(Probe, NoOtherOptionPasses) {
   EXPECT_GT(answering, 40) << "Linux 6.1 has more readable options than that";
 }
 
-TEST_F(Probe, TellsATakenNumberApart) {
+TEST_F(Probe, tells_a_taken_number_apart) {
   // An int, a struct as long as ours, and a write-only option.
   EXPECT_EQ(detail::probe_number(SO_KEEPALIVE).support, Support::number_taken);
   EXPECT_EQ(detail::probe_number(SO_KEEPALIVE).step, ProbeStep::answer_length);
@@ -49,7 +49,7 @@ TEST_F(Probe, TellsATakenNumberApart) {
   EXPECT_EQ(detail::probe_number(SO_MEMINFO).step, ProbeStep::answer_value);
 }
 
-TEST_F(Probe, BlockedBySeccomp) {
+TEST_F(Probe, blocked_by_seccomp) {
   for (const int errnum : {EPERM, EACCES, ENOSYS}) {
     EXPECT_TRUE(test::in_child([errnum] {
       EXPECT_TRUE(test::deny_option(errnum));
@@ -62,7 +62,7 @@ TEST_F(Probe, BlockedBySeccomp) {
   }
 }
 
-TEST_F(Probe, ShortageIsAnErrorAndNotKept) {
+TEST_F(Probe, shortage_is_an_error_and_not_kept) {
   EXPECT_TRUE(test::in_child([] {
     rlimit before{};
     EXPECT_EQ(::getrlimit(RLIMIT_NOFILE, &before), 0);
@@ -78,7 +78,7 @@ TEST_F(Probe, ShortageIsAnErrorAndNotKept) {
   }));
 }
 
-TEST_F(Probe, LeavesNoDescriptorBehind) {
+TEST_F(Probe, leaves_no_descriptor_behind) {
   const int before = ::dup(0);
   ::close(before);
   (void)probe_now();
@@ -88,7 +88,7 @@ TEST_F(Probe, LeavesNoDescriptorBehind) {
   EXPECT_EQ(before, after);
 }
 
-TEST_F(Probe, BehaviourOnLoopback) {
+TEST_F(Probe, behaviour_on_loopback) {
   const ProbeResult found = probe_behaviour();
   EXPECT_TRUE(test::expect_supported() ? found.supported()
                                        : found.support == Support::not_in_kernel)
@@ -96,7 +96,7 @@ TEST_F(Probe, BehaviourOnLoopback) {
 }
 
 // An option that is accepted and does nothing must be caught: SO_KEEPALIVE stands in for it.
-TEST_F(Probe, BehaviourCatchesAnOptionThatDoesNothing) {
+TEST_F(Probe, behaviour_catches_an_option_that_does_nothing) {
   for (const int family : {AF_INET, AF_INET6}) {
     const ProbeResult found = detail::probe_loopback(SO_KEEPALIVE, family, 64);
     EXPECT_EQ(found.support, Support::number_taken);
@@ -104,7 +104,7 @@ TEST_F(Probe, BehaviourCatchesAnOptionThatDoesNothing) {
   }
 }
 
-TEST_F(Probe, BehaviourWithoutLoopbackIsAnError) {
+TEST_F(Probe, behaviour_without_loopback_is_an_error) {
   ASSERT_TRUE(test::set_lo(false));
   const ProbeResult found = detail::probe_loopback(SO_KEEPALIVE, AF_INET, 4);
   EXPECT_EQ(found.support, Support::error);
@@ -112,7 +112,7 @@ TEST_F(Probe, BehaviourWithoutLoopbackIsAnError) {
   EXPECT_NE(std::string(found.why()).find("is lo up"), std::string::npos);
 }
 
-TEST(ProbeResult, EveryAnswerHasANameAndAReason) {
+TEST(ProbeResult, every_answer_has_a_name_and_a_reason) {
   std::set<std::string> names;
   std::set<std::string> reasons;
   for (const Support support :

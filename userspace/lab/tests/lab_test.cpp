@@ -19,14 +19,14 @@
 namespace lab {
 namespace {
 
-TEST(Histogram, EmptyHasNoFigures) {
+TEST(Histogram, empty_has_no_figures) {
   const Histogram histogram;
   EXPECT_EQ(histogram.count(), 0U);
   EXPECT_EQ(histogram.quantile(0.5), 0);
   EXPECT_EQ(histogram.max(), 0);
 }
 
-TEST(Histogram, SmallAndNegativeSamplesAreExact) {
+TEST(Histogram, small_and_negative_samples_are_exact) {
   Histogram histogram;
   histogram.add(-5);
   histogram.add(0);
@@ -37,7 +37,7 @@ TEST(Histogram, SmallAndNegativeSamplesAreExact) {
   EXPECT_EQ(histogram.quantile(1.0), 64);
 }
 
-TEST(Histogram, QuantilesAreWithinABucketOfTheSortedSamples) {
+TEST(Histogram, quantiles_are_within_a_bucket_of_the_sorted_samples) {
   std::mt19937_64 random{7};
   std::lognormal_distribution<double> spread{15, 3};
   Histogram histogram;
@@ -57,7 +57,7 @@ TEST(Histogram, QuantilesAreWithinABucketOfTheSortedSamples) {
   EXPECT_EQ(histogram.quantile(1.0), samples.back());
 }
 
-TEST(Histogram, MergeIsAddingToOne) {
+TEST(Histogram, merge_is_adding_to_one) {
   Histogram one;
   Histogram two;
   Histogram both;
@@ -71,19 +71,19 @@ TEST(Histogram, MergeIsAddingToOne) {
   EXPECT_EQ(one.quantile(0.99), both.quantile(0.99));
 }
 
-TEST(Histogram, TakesTheLargestDuration) {
+TEST(Histogram, takes_the_largest_duration) {
   Histogram histogram;
   histogram.add(std::numeric_limits<std::int64_t>::max());
   EXPECT_EQ(histogram.quantile(0.5), std::numeric_limits<std::int64_t>::max());
 }
 
-TEST(WrongGeneration, OnlyConnectionsBegunAfterTheCutOver) {
+TEST(WrongGeneration, only_connections_begun_after_the_cut_over) {
   const std::vector<Answer> answers{{100, 1}, {101, 1}, {500, 2}, {90, 1}, {700, 3}};
   EXPECT_EQ(count_wrong_generation(answers, {{1, 100}, {2, 600}}), 1U);
   EXPECT_EQ(count_wrong_generation(answers, {}), 0U);
 }
 
-TEST(LinkSpec, ReadsWhatItPrints) {
+TEST(LinkSpec, reads_what_it_prints) {
   for (const auto* text : {"loopback", "20ms", "100ms/1%", "0.5ms", "0ms/1%"}) {
     const auto link = parse_link(text);
     ASSERT_TRUE(link) << text;
@@ -93,7 +93,7 @@ TEST(LinkSpec, ReadsWhatItPrints) {
   EXPECT_DOUBLE_EQ(parse_link("20ms/1%")->loss, 0.01);
 }
 
-TEST(LinkSpec, RefusesWhatItDoesNotKnow) {
+TEST(LinkSpec, refuses_what_it_does_not_know) {
   for (const auto* text : {"", "ms", "-1", "20ms/", "20ms/101%", "nan", "20ms/nan", "1e9", "20s",
                            "20ms/1%x", "loopback "}) {
     EXPECT_FALSE(parse_link(text)) << text;
@@ -116,11 +116,11 @@ struct Undisturbed {
   [[nodiscard]] std::string why() const { return disturbance(run, load, DisturbanceLimits{}); }
 };
 
-TEST(Disturbance, ABusyMachineThatKeepsUpIsNone) {
+TEST(Disturbance, a_busy_machine_that_keeps_up_is_none) {
   EXPECT_EQ(Undisturbed{}.why(), "");
 }
 
-TEST(Disturbance, EachSignIsNoticed) {
+TEST(Disturbance, each_sign_is_noticed) {
   Undisturbed late;
   for (int i = 0; i < 40; ++i) {
     late.load.late.add(2 * one_second);
@@ -144,14 +144,14 @@ TEST(Disturbance, EachSignIsNoticed) {
   EXPECT_EQ(steal.why(), "the hypervisor took 20 % of the CPU time");
 }
 
-TEST(Disturbance, ARunWithoutAPlannedDurationIsNeverTooLong) {
+TEST(Disturbance, a_run_without_a_planned_duration_is_never_too_long) {
   Undisturbed run;
   run.run.planned_ns = 0;
   run.run.elapsed_ns = 1000 * one_second;
   EXPECT_EQ(run.why(), "");
 }
 
-TEST(Disturbance, TheMachineIsLookedAt) {
+TEST(Disturbance, the_machine_is_looked_at) {
   const auto one = sample_machine();
   pause_ns(20 * one_ms);
   const auto two = sample_machine();
@@ -161,7 +161,7 @@ TEST(Disturbance, TheMachineIsLookedAt) {
   EXPECT_GT(one.wall_ns, 0);
 }
 
-TEST(RestartMethod, NamesAreUniqueAndParse) {
+TEST(RestartMethod, names_are_unique_and_parse) {
   for (const auto& method : methods) {
     EXPECT_EQ(parse_method(method.name), method.method);
     EXPECT_EQ(info(method.method).name, method.name);
@@ -194,34 +194,34 @@ bool all_passed(const std::vector<Check>& checks) {
          std::all_of(checks.begin(), checks.end(), [](const Check& c) { return c.passed; });
 }
 
-TEST(Judge, HoldsWhereCloseLosesAndDrainDoesNot) {
+TEST(Judge, holds_where_close_loses_and_drain_does_not) {
   EXPECT_TRUE(all_passed(judge(
       patched, {outcome(RestartMethod::close, 9), outcome(RestartMethod::listen_off, 0)}, true)));
 }
 
-TEST(Judge, FailsOnAnyLoss) {
+TEST(Judge, fails_on_any_loss) {
   EXPECT_FALSE(all_passed(judge(
       patched, {outcome(RestartMethod::close, 9), outcome(RestartMethod::listen_off, 1)}, true)));
 }
 
-TEST(Judge, FailsWhereCloseLosesNothing) {
+TEST(Judge, fails_where_close_loses_nothing) {
   EXPECT_FALSE(all_passed(judge(
       patched, {outcome(RestartMethod::close, 0), outcome(RestartMethod::listen_off, 0)}, true)));
 }
 
-TEST(Judge, FailsOnWrongGeneration) {
+TEST(Judge, fails_on_wrong_generation) {
   auto drained = outcome(RestartMethod::listen_off, 0);
   drained.load.wrong_generation = 1;
   EXPECT_FALSE(all_passed(judge(patched, {outcome(RestartMethod::close, 9), drained}, true)));
 }
 
-TEST(Judge, FailsOnASlowDrain) {
+TEST(Judge, fails_on_a_slow_drain) {
   auto drained = outcome(RestartMethod::listen_off, 0);
   drained.may_close.add(71 * one_ms);
   EXPECT_FALSE(all_passed(judge(patched, {outcome(RestartMethod::close, 9), drained}, true)));
 }
 
-TEST(Judge, FailsOnAFallbackThePatchedKernelDoesNotNeed) {
+TEST(Judge, fails_on_a_fallback_the_patched_kernel_does_not_need) {
   auto drained = outcome(RestartMethod::listen_off, 0);
   drained.outcomes = {{"drained", 1}, {"swept and closed", 1}};
   EXPECT_FALSE(all_passed(judge(patched, {outcome(RestartMethod::close, 9), drained}, true)));
@@ -234,7 +234,7 @@ Measurement faster_than_listen_off(std::uint64_t reset) {
   return result;
 }
 
-TEST(Judge, FailsWhereAnotherMethodIsFaster) {
+TEST(Judge, fails_where_another_method_is_faster) {
   const auto faster = faster_than_listen_off(0);
   EXPECT_FALSE(all_passed(judge(
       patched, {outcome(RestartMethod::close, 9), outcome(RestartMethod::listen_off, 0), faster},
@@ -248,7 +248,7 @@ Measurement with_rounds(RestartMethod method, std::uint64_t reset,
   return result;
 }
 
-TEST(Judge, RoundsTellChanceFromADifference) {
+TEST(Judge, rounds_tell_chance_from_a_difference) {
   const auto close = outcome(RestartMethod::close, 9);
   const auto own = with_rounds(RestartMethod::listen_off, 0, std::vector<std::int64_t>(10, 20));
   auto rival = std::vector<std::int64_t>(10, 19);  // within a tenth
@@ -262,21 +262,21 @@ TEST(Judge, RoundsTellChanceFromADifference) {
       all_passed(judge(patched, {close, own, with_rounds(RestartMethod::sweep, 0, rival)}, true)));
 }
 
-TEST(Judge, AMethodThatLosesHasNoTailToCompare) {
+TEST(Judge, a_method_that_loses_has_no_tail_to_compare) {
   const auto faster = faster_than_listen_off(9);
   EXPECT_TRUE(all_passed(judge(
       patched, {outcome(RestartMethod::close, 9), outcome(RestartMethod::listen_off, 0), faster},
       true)));
 }
 
-TEST(Judge, AStockKernelMustReportItsFallback) {
+TEST(Judge, a_stock_kernel_must_report_its_fallback) {
   auto fallback = outcome(RestartMethod::listen_off, 3);
   EXPECT_FALSE(all_passed(judge(stock, {outcome(RestartMethod::close, 9), fallback}, true)));
   fallback.outcomes = {{"swept and closed", 2}};
   EXPECT_TRUE(all_passed(judge(stock, {outcome(RestartMethod::close, 9), fallback}, true)));
 }
 
-TEST(Judge, TheOptionByBpfLosesNothingOnAStockKernel) {
+TEST(Judge, the_option_by_bpf_loses_nothing_on_a_stock_kernel) {
   const auto close = outcome(RestartMethod::close, 9);
   EXPECT_TRUE(all_passed(judge(stock, {close, outcome(RestartMethod::option_bpf, 0)}, true)));
   EXPECT_FALSE(all_passed(judge(stock, {close, outcome(RestartMethod::option_bpf, 1)}, true)));
@@ -285,13 +285,13 @@ TEST(Judge, TheOptionByBpfLosesNothingOnAStockKernel) {
   EXPECT_FALSE(all_passed(judge(stock, {close, unconfirmed}, true)));
 }
 
-TEST(Judge, LatencyOnlyWhereItIsAskedFor) {
+TEST(Judge, latency_only_where_it_is_asked_for) {
   auto slow = outcome(RestartMethod::listen_off, 0);
   slow.may_close.add(71 * one_ms);
   EXPECT_TRUE(all_passed(judge(patched, {outcome(RestartMethod::close, 9), slow}, false)));
 }
 
-TEST(Total, AddsTheLinksOfOneMethod) {
+TEST(Total, adds_the_links_of_one_method) {
   const auto sum = total({outcome(RestartMethod::close, 9), outcome(RestartMethod::close, 4),
                           outcome(RestartMethod::sweep, 1)},
                          RestartMethod::close);
@@ -325,11 +325,11 @@ nlohmann::json sample() {
                   {{true, "close lost 9"}});
 }
 
-TEST(Json, FollowsItsSchema) {
+TEST(Json, follows_its_schema) {
   EXPECT_EQ(violations(sample()), "");
 }
 
-TEST(Json, ClosedLoopFollowsItsSchema) {
+TEST(Json, closed_loop_follows_its_schema) {
   auto closed = outcome(RestartMethod::close, 1);
   closed.spec.rate = 0;
   const auto json = document(stock, {"restart-lab"}, {closed}, {}, {});
@@ -337,7 +337,7 @@ TEST(Json, ClosedLoopFollowsItsSchema) {
   EXPECT_EQ(json["results"][0]["load"]["loop"], "closed");
 }
 
-TEST(Json, TheSchemaNoticesWhatIsWrong) {
+TEST(Json, the_schema_notices_what_is_wrong) {
   auto missing = sample();
   missing["results"][0].erase("reset");
   EXPECT_NE(violations(missing), "");
@@ -352,7 +352,7 @@ TEST(Json, TheSchemaNoticesWhatIsWrong) {
   EXPECT_NE(violations(name), "");
 }
 
-TEST(Table, HasARowForEachOutcome) {
+TEST(Table, has_a_row_for_each_outcome) {
   const auto text =
       table({outcome(RestartMethod::close, 9), outcome(RestartMethod::listen_off, 0)}, true);
   EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 3);
@@ -360,7 +360,7 @@ TEST(Table, HasARowForEachOutcome) {
   EXPECT_NE(text.find("drained 2x"), std::string::npos);
 }
 
-TEST(Plot, IsAnSvgWithTextAsText) {
+TEST(Plot, is_an_svg_with_text_as_text) {
   const auto name = (std::filesystem::temp_directory_path() / "lab_test-plot").string();
   ASSERT_TRUE(write_file(name + ".json", sample().dump()));
   const auto drawn = plot(name + ".json", name + ".svg");
@@ -375,12 +375,12 @@ TEST(Plot, IsAnSvgWithTextAsText) {
   std::filesystem::remove(name + ".svg");
 }
 
-TEST(Plot, NeedsWhatRunWrote) {
+TEST(Plot, needs_what_run_wrote) {
   EXPECT_FALSE(plot("/nonexistent", "/nonexistent.svg"));
   EXPECT_FALSE(plot("/dev/null", "/nonexistent.svg"));
 }
 
-TEST(WriteFile, LeavesNothingBehindWhereItCannotWrite) {
+TEST(WriteFile, leaves_nothing_behind_where_it_cannot_write) {
   EXPECT_FALSE(write_file("/nonexistent/directory/file", "text"));
 }
 

@@ -104,7 +104,7 @@ class LoadTest : public ::testing::Test {
   LoadSpec spec_;
 };
 
-TEST_F(LoadTest, AnAnswerIsAnAnswer) {
+TEST_F(LoadTest, an_answer_is_an_answer) {
   const auto server = listener();
   const auto result = run(server, [](int fd) {
     const Reply reply{read_request(fd).id, 1, 0};
@@ -114,13 +114,13 @@ TEST_F(LoadTest, AnAnswerIsAnAnswer) {
   EXPECT_EQ(result.lost(), 0U);
 }
 
-TEST_F(LoadTest, ARefusalIsARefusal) {
+TEST_F(LoadTest, a_refusal_is_a_refusal) {
   const auto result = run();
   EXPECT_EQ(result.refused, 8U);
 }
 
 /// What a restart loses: accepted by the kernel, then its listener is closed.
-TEST_F(LoadTest, AConnectionInAQueueThatIsClosedIsAReset) {
+TEST_F(LoadTest, a_connection_in_a_queue_that_is_closed_is_a_reset) {
   auto server = listener();
   spec_.concurrency = 8;
   std::thread closer{[&] {
@@ -132,7 +132,7 @@ TEST_F(LoadTest, AConnectionInAQueueThatIsClosedIsAReset) {
   EXPECT_EQ(result.reset, 8U);
 }
 
-TEST_F(LoadTest, AResetAfterTheRequestIsAReset) {
+TEST_F(LoadTest, a_reset_after_the_request_is_a_reset) {
   const auto server = listener();
   const auto result = run(server, [](int fd) {
     read_request(fd);
@@ -142,7 +142,7 @@ TEST_F(LoadTest, AResetAfterTheRequestIsAReset) {
   EXPECT_EQ(result.reset, 8U);
 }
 
-TEST_F(LoadTest, SilenceIsATimeout) {
+TEST_F(LoadTest, silence_is_a_timeout) {
   const auto server = listener();
   spec_.timeout_ns = 200 * one_ms;
   const auto result = run();
@@ -150,7 +150,7 @@ TEST_F(LoadTest, SilenceIsATimeout) {
 }
 
 /// A queue of one is full, so the kernel drops the SYNs of the others.
-TEST_F(LoadTest, ASynThatNobodyAnswersIsATimeout) {
+TEST_F(LoadTest, a_syn_that_nobody_answers_is_a_timeout) {
   const auto server = listener(0);
   spec_.timeout_ns = 200 * one_ms;
   const auto result = run();
@@ -158,13 +158,13 @@ TEST_F(LoadTest, ASynThatNobodyAnswersIsATimeout) {
   EXPECT_LT(result.connect.count(), 8U);
 }
 
-TEST_F(LoadTest, AnEndWithoutAnAnswerIsUnanswered) {
+TEST_F(LoadTest, an_end_without_an_answer_is_unanswered) {
   const auto server = listener();
   const auto result = run(server, [](int fd) { read_request(fd); });
   EXPECT_EQ(result.unanswered, 8U);
 }
 
-TEST_F(LoadTest, AnAnswerToAnotherQuestionIsGarbled) {
+TEST_F(LoadTest, an_answer_to_another_question_is_garbled) {
   const auto server = listener();
   const auto result = run(server, [](int fd) {
     const Reply reply{read_request(fd).id + 1, 1, 0};
@@ -212,7 +212,7 @@ const std::vector<std::string> short_run{
     "run",        "--method", "close",     "--link", "loopback",   "--duration", "3",
     "--restarts", "3",        "--timeout", "1",      "--attempts", "1"};
 
-TEST_F(RunTest, AStoppedLoadGeneratorIsNotBookedToTheMethod) {
+TEST_F(RunTest, a_stopped_load_generator_is_not_booked_to_the_method) {
   start(short_run);
   pause_ns(one_second);
   kill(pid_, SIGSTOP);
@@ -224,7 +224,7 @@ TEST_F(RunTest, AStoppedLoadGeneratorIsNotBookedToTheMethod) {
   EXPECT_THAT(said_, Not(HasSubstr("lost")));
 }
 
-TEST_F(RunTest, ADisturbedRunIsTriedAgain) {
+TEST_F(RunTest, a_disturbed_run_is_tried_again) {
   auto words = short_run;
   words.back() = "2";
   start(words);
@@ -238,7 +238,7 @@ TEST_F(RunTest, ADisturbedRunIsTriedAgain) {
   EXPECT_THAT(said_, HasSubstr("close on loopback: 3 restarts"));
 }
 
-TEST_F(RunTest, CpusBurntBesideItAreNotBookedToTheMethod) {
+TEST_F(RunTest, cpus_burnt_beside_it_are_not_booked_to_the_method) {
   setpriority(PRIO_PROCESS, 0, 0);  // whoever runs the tests may have given them more
   start(short_run);
   pause_ns(500 * one_ms);
@@ -262,7 +262,7 @@ TEST_F(RunTest, CpusBurntBesideItAreNotBookedToTheMethod) {
   EXPECT_THAT(said_, Not(HasSubstr("lost")));
 }
 
-TEST_F(RunTest, AMethodThatCannotBeSetUpSaysSoInOneLine) {
+TEST_F(RunTest, a_method_that_cannot_be_set_up_says_so_in_one_line) {
   // A machine without tc.
   auto path = std::filesystem::temp_directory_path() / "restart-lab-test-XXXXXX";
   auto name = path.string();

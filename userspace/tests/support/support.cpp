@@ -25,6 +25,7 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <numeric>
 #include <sstream>
 #include <thread>
 
@@ -201,6 +202,22 @@ int accept_all(int listener) {
 int accept_count(int listener, unsigned count) {
   EXPECT_TRUE(wait_queued(listener, count));
   return accept_all(listener);
+}
+
+std::vector<int> spread(const Address& to, const std::vector<const Fd*>& listeners) {
+  std::vector<Fd> clients;
+  for (int i = 0; i < spread_over; i++) {
+    clients.push_back(open_client(to));
+    EXPECT_EQ(connect_result(clients.back().get()), 0);
+  }
+  std::vector<int> got(listeners.size());
+  EXPECT_TRUE(eventually([&] {
+    for (std::size_t i = 0; i < listeners.size(); i++) {
+      got[i] += accept_all(listeners[i]->get());
+    }
+    return std::accumulate(got.begin(), got.end(), 0) >= spread_over;
+  }));
+  return got;
 }
 
 bool eventually(const std::function<bool()>& what, std::chrono::milliseconds wait) {

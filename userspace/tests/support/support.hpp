@@ -74,6 +74,11 @@ int accept_all(int listener);
 /// Waits until @p count are in the queue, then accept_all().
 [[nodiscard]] int accept_count(int listener, unsigned count);
 
+/// So many clients that each member of a small group is chosen.
+inline constexpr int spread_over = 64;
+/// Connects so many to @p to, and accepts them: how many each of @p listeners got.
+[[nodiscard]] std::vector<int> spread(const Address& to, const std::vector<const Fd*>& listeners);
+
 /// Asks @p what every millisecond until it says true; false after @p wait. The wait is long because
 /// an emulated machine on a busy one is slow.
 [[nodiscard]] bool eventually(const std::function<bool()>& what,
@@ -106,14 +111,5 @@ void without_option(const std::function<bool()>& body);
 [[nodiscard]] bool is_open(int fd);
 
 }  // namespace reuseport::test
-
-/// Ends a test of the option itself where the runner says the kernel lacks it. This is no skip: the
-/// answer is asserted in listener_test and probe_test, which run everywhere.
-#define REUSEPORT_ONLY_WHEN_SUPPORTED()                             \
-  do {                                                              \
-    if (!::reuseport::test::expect_supported()) {                   \
-      GTEST_SKIP() << "this kernel is expected to lack the option"; \
-    }                                                               \
-  } while (false)
 
 #endif  // REUSEPORT_TESTS_SUPPORT_HPP
