@@ -426,7 +426,7 @@ TEST_F(StockScope, every_member_off_is_refused_also_when_there_are_many) {
 }
 
 // Nothing but a descriptor makes a UDP socket known: enable() again does it.
-TEST_F(ScopeTest, datagrams_are_taken_in_by_enable) {
+TEST_F(StockScope, datagrams_are_taken_in_by_enable) {
   const auto bound = [](std::uint16_t port) {
     Fd fd(::socket(AF_INET, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
     const int one = 1;
