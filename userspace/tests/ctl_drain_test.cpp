@@ -518,36 +518,6 @@ TEST_F(CtlTest, many_holders_of_many_listeners_need_few_descriptors) {
   EXPECT_EQ(ran.code, 0) << ran.err;
 }
 
-/// Whatever becomes of the tool, whenever: the address is served, also when the newcomer dies.
-TEST_F(CtlTest, stopped_or_killed_at_any_step_it_leaves_listeners_that_serve) {
-  const Running old = server(2, "keep");
-  const Fd client = test::open_client(address("127.0.0.1", port_));
-  ASSERT_EQ(test::connect_result(client.get()), 0);
-  constexpr int turns = 16;
-  for (int turn = 0; turn < turns; turn++) {
-    for (const int how : {SIGKILL, SIGSTOP}) {
-      Running fresh = server(2);
-      // the connection that is kept holds the drain back before the signal
-      auto drain =
-          start_tool({"drain", "--pid", pid_of(old), "--connections", "0", "--signal", "KILL"});
-      std::this_thread::sleep_for(std::chrono::milliseconds(turn * 12));
-      drain.signal(how);
-      for (int i = 0; i < 8; i++) {
-        int error = 0;
-        const pid_t who = ask(&error);
-        EXPECT_TRUE(who == old.pid() || who == fresh.pid()) << turn << ": " << std::strerror(error);
-      }
-      fresh.kill(SIGKILL);
-      for (int i = 0; i < 8; i++) {
-        int error = 0;
-        EXPECT_EQ(ask(&error), old.pid()) << turn << ": " << std::strerror(error);
-      }
-      drain.kill(SIGKILL);
-      ASSERT_EQ(::kill(old.pid(), 0), 0);
-    }
-  }
-}
-
 TEST_F(CtlTest, udp_is_drained_too) {
   const Running old = server(1, "udp idle");
   const Running fresh = server(1, "udp idle");
