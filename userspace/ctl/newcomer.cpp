@@ -65,6 +65,24 @@ bool same_group(const DiagSocket& a, const DiagSocket& b) {
   return a.same_address(b) && a.v6only == b.v6only && a.uid == b.uid;
 }
 
+/// IPv4 addresses in the form they have in IPv6: "::ffff:192.0.2.1".
+std::array<std::uint8_t, 16> address_of(const Endpoint& e) {
+  std::array<std::uint8_t, 16> address = e.addr;
+  if (e.family == AF_INET) {
+    const auto end = std::copy(mapped_prefix.begin(), mapped_prefix.end(), address.begin());
+    std::copy_n(e.addr.begin(), 4, end);
+  }
+  return address;
+}
+
+bool is_wide(const DiagSocket& s) {
+  return of_v4(s).all || of_v6(s).all;
+}
+
+std::uint32_t mode_of(const DiagSocket& s) {
+  return s.info ? s.info->mode : std::uint32_t{REUSEPORT_LISTEN_ON};
+}
+
 std::uint32_t key(const DiagSocket& s) {
   return static_cast<std::uint32_t>(s.protocol) << 16 | s.local.port;
 }
@@ -79,15 +97,32 @@ Newcomers::Newcomers(const View& view, const std::vector<Target>& leaving, Proce
     ports.insert(key(t.socket));
   }
   for (const DiagSocket& s : view.sockets) {
-    if (ports.contains(key(s)) && !cookies.contains(s.cookie)) {
-      auto& known = by_port_[key(s)];
-      // of thousands in one group the first few tell as much
-      constexpr std::size_t enough = 4096;
-      if (known.size() < enough) {
-        known.push_back({&s, reuseport(s, processes, view)});
-      }
+    if (!ports.contains(key(s)) || cookies.contains(s.cookie)) {
+      continue;
+    }
+    Port& port = by_port_[key(s)];
+    Candidates& known = is_wide(s) ? port.wide : port.at[address_of(s.local)];
+    const bool reuse = reuseport(s, processes, view);
+    if (std::ranges::none_of(known, [&](const Candidate& c) {
+          return same_group(*c.socket, s) && c.reuseport == reuse &&
+                 mode_of(*c.socket) == mode_of(s);
+        })) {
+      known.push_back({&s, reuse});
     }
   }
+}
+
+/// Those that may get what comes for it, in whole or in part.
+std::array<const Newcomers::Candidates*, 2> Newcomers::beside(const DiagSocket& old) const {
+  static const Candidates nobody;
+  const auto port = by_port_.find(key(old));
+  if (port == by_port_.end()) {
+    return {&nobody, &nobody};
+  }
+  const auto& at = port->second.at;
+  // of those that serve a part of a wide one, any will do: it is only told of
+  const auto own = is_wide(old) ? at.begin() : at.find(address_of(old.local));
+  return {&port->second.wide, own == at.end() ? &nobody : &own->second};
 }
 
 bool Newcomers::reuseport(const DiagSocket& s, Processes& processes, const View& view) {
@@ -100,8 +135,7 @@ bool Newcomers::reuseport(const DiagSocket& s, Processes& processes, const View&
     }
   }
   if (s.protocol == Protocol::tcp) {
-    return true;  // or bind(2) and listen(2) had refused one of the two: see
-                  // inet_csk_bind_conflict()
+    return true;  // or listen(2) had refused one of the two: inet_csk_bind_conflict()
   }
   const auto target = take(s, view, processes);
   return target && target->reuseport;
@@ -114,39 +148,40 @@ Successor Newcomers::of(const Target& target) const {
     best.why = "it has no SO_REUSEPORT";
     return best;
   }
-  static const std::vector<Candidate> nobody;
-  const auto found = by_port_.find(key(old));
   bool v4 = !of_v4(old).served;
   bool v6 = !of_v6(old).served;
-  for (const Candidate& c : found == by_port_.end() ? nobody : found->second) {
-    const DiagSocket& s = *c.socket;
-    const std::string whose = fmt::format("{} {}", to_string(s.protocol), s.local.str());
-    const Reach r4 = of_v4(old).served ? reach(of_v4(old), of_v4(s)) : Reach::nothing;
-    const Reach r6 = of_v6(old).served ? reach(of_v6(old), of_v6(s)) : Reach::nothing;
-    if (r4 == Reach::nothing && r6 == Reach::nothing) {
-      if (best.why.empty() && s.local.family == AF_INET6 && s.local.is_any() && s.v6only) {
-        best.why = whose + " is for IPv6 alone (IPV6_V6ONLY)";
+  for (const Candidates* some : beside(old)) {
+    for (const Candidate& c : *some) {
+      const DiagSocket& s = *c.socket;
+      const std::string whose = fmt::format("{} {}", to_string(s.protocol), s.local.str());
+      const Reach r4 = of_v4(old).served ? reach(of_v4(old), of_v4(s)) : Reach::nothing;
+      const Reach r6 = of_v6(old).served ? reach(of_v6(old), of_v6(s)) : Reach::nothing;
+      if (r4 == Reach::nothing && r6 == Reach::nothing) {
+        if (best.why.empty() && s.local.family == AF_INET6 && s.local.is_any() && s.v6only) {
+          best.why = whose + " is for IPv6 alone (IPV6_V6ONLY)";
+        }
+        continue;
       }
-      continue;
-    }
-    if (s.uid != old.uid) {
-      best.why = fmt::format("{} belongs to uid {}, not {}: no newcomer of this server", whose,
-                             s.uid, old.uid);
-    } else if (!c.reuseport) {
-      best.why = whose + " has no SO_REUSEPORT";
-    } else if (s.info && s.info->mode != REUSEPORT_LISTEN_ON) {
-      best.why = fmt::format("{} (socket {}) is {}", whose, s.inode, to_string(Mode{s.info->mode}));
-    } else if (s.local.ifindex != 0 && s.local.ifindex != old.local.ifindex) {
-      best.why = whose + " is bound to a device";
-    } else if (same_group(s, old)) {
-      return {Cover::group, &s, {}};
-    } else {
-      v4 = v4 || r4 == Reach::whole;
-      v6 = v6 || r6 == Reach::whole;
-      if (r4 == Reach::part || r6 == Reach::part) {
-        best.why = fmt::format("{} serves only a part of {}", whose, old.local.str());
+      if (s.uid != old.uid) {
+        best.why = fmt::format("{} belongs to uid {}, not {}: no newcomer of this server", whose,
+                               s.uid, old.uid);
+      } else if (!c.reuseport) {
+        best.why = whose + " has no SO_REUSEPORT";
+      } else if (s.info && s.info->mode != REUSEPORT_LISTEN_ON) {
+        best.why =
+            fmt::format("{} (socket {}) is {}", whose, s.inode, to_string(Mode{s.info->mode}));
+      } else if (s.local.ifindex != 0 && s.local.ifindex != old.local.ifindex) {
+        best.why = whose + " is bound to a device";
+      } else if (same_group(s, old)) {
+        return {Cover::group, &s, {}};
       } else {
-        best.who = &s;
+        v4 = v4 || r4 == Reach::whole;
+        v6 = v6 || r6 == Reach::whole;
+        if (r4 == Reach::part || r6 == Reach::part) {
+          best.why = fmt::format("{} serves only a part of {}", whose, old.local.str());
+        } else {
+          best.who = &s;
+        }
       }
     }
   }

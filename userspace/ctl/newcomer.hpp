@@ -4,7 +4,9 @@
 #ifndef REUSEPORTCTL_NEWCOMER_HPP
 #define REUSEPORTCTL_NEWCOMER_HPP
 
+#include <array>
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
 #include <unordered_map>
@@ -41,8 +43,15 @@ class Newcomers {
     const DiagSocket* socket;
     bool reuseport;
   };
+  using Candidates = std::vector<Candidate>;  // of those that say the same, one
+  using Address = std::array<std::uint8_t, 16>;
+  struct Port {
+    Candidates wide;  // of every address
+    std::map<Address, Candidates> at;
+  };
   [[nodiscard]] static bool reuseport(const DiagSocket& s, Processes& processes, const View& view);
-  std::unordered_map<std::uint32_t, std::vector<Candidate>> by_port_;  // protocol and port
+  [[nodiscard]] std::array<const Candidates*, 2> beside(const DiagSocket& old) const;
+  std::unordered_map<std::uint32_t, Port> by_port_;  // protocol and port
 };
 
 /// Exit::last_on with the first target that nobody takes over, and the reason.

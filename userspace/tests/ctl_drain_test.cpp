@@ -518,6 +518,19 @@ TEST_F(CtlTest, many_holders_of_many_listeners_need_few_descriptors) {
   EXPECT_EQ(ran.code, 0) << ran.err;
 }
 
+TEST_F(CtlTest, thousands_of_listeners_find_their_newcomers_in_time) {
+  if (::geteuid() != 0) {
+    GTEST_SKIP() << "needs root to open so many files";
+  }
+  constexpr int thousands = 4500;
+  const Running old = server(thousands, "apart");
+  const Running fresh = server(thousands, "apart");
+  const auto ran = run({"drain", "--json", "--timeout", "60", "--dry-run", "--method", "close",
+                        "--pid", pid_of(old), "--signal", "TERM"});
+  EXPECT_EQ(ran.code, 0) << ran.err;
+  EXPECT_EQ(ran.doc()["drain"]["listeners"].size(), static_cast<std::size_t>(thousands));
+}
+
 TEST_F(CtlTest, udp_is_drained_too) {
   const Running old = server(1, "udp idle");
   const Running fresh = server(1, "udp idle");

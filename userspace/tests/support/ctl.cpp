@@ -5,6 +5,7 @@
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <netinet/tcp.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 
@@ -62,13 +63,14 @@ void fork_stranger(const Address& at) {
 }
 
 /// CTL_TEST_SERVER="PORT LISTENERS [ip=ADDRESS] [v6only] [plain] [idle] [stubborn] [defer] [v6]
-/// [udp] [fails] [keep] [threads] [forks] [stranger] [workers=N]": answers each connection with its
-/// pid; on TERM closes at once, without looking at its queue.
+/// [udp] [fails] [keep] [threads] [forks] [stranger] [apart] [workers=N]": answers each connection
+/// with its pid; on TERM closes at once, without looking at its queue.
 ///   plain     no SO_REUSEPORT
 ///   keep      connections stay open until the client closes them, or TERM cuts them
 ///   threads   the first thread ends, another serves
 ///   forks     a new child all the time
 ///   stranger  has a child of another user that listens on the next port
+///   apart     each listener on an address of its own
 ///   workers   so many children that hold the listeners too
 int serve(const std::string& how) {
   std::istringstream in(how);
@@ -85,6 +87,7 @@ int serve(const std::string& how) {
   bool stranger = false;
   bool plain = false;
   bool v6only = false;
+  bool apart = false;
   int workers = 0;
   std::string ip;
   in >> port >> count;
@@ -100,6 +103,7 @@ int serve(const std::string& how) {
     stranger = stranger || word == "stranger";
     plain = plain || word == "plain";
     v6only = v6only || word == "v6only";
+    apart = apart || word == "apart";
     if (word == "fails") {
       return 3;
     }
@@ -120,7 +124,14 @@ int serve(const std::string& how) {
   }
   std::vector<Fd> fds;
   std::vector<pollfd> polls;
+  const rlimit enough{static_cast<rlim_t>(count) + 100, static_cast<rlim_t>(count) + 100};
+  if (count > 900 && ::setrlimit(RLIMIT_NOFILE, &enough) != 0) {
+    return 8;
+  }
   for (int i = 0; i < count; i++) {
+    if (apart) {
+      ip = "127.1." + std::to_string(i / 250) + "." + std::to_string(i % 250 + 1);
+    }
     fds.push_back(listener_of(address(ip, port), udp ? SOCK_DGRAM : SOCK_STREAM, !plain, v6only));
     if (!fds.back()) {
       return 4;
