@@ -38,8 +38,9 @@ class Directory {
   }
   [[nodiscard]] bool open() const noexcept { return dir_ != nullptr; }
   [[nodiscard]] int fd() const noexcept { return ::dirfd(dir_); }
-  /// The next name, or null.
+  /// The next name, or null: at the end, with errno 0, or for what errno says.
   [[nodiscard]] const char* next() noexcept {
+    errno = 0;
     const dirent* entry = ::readdir(dir_);  // NOLINT(concurrency-mt-unsafe): a stream of our own
     return entry == nullptr ? nullptr : entry->d_name;
   }
@@ -130,7 +131,7 @@ class Search {
         return 1;
       }
     }
-    return 0;
+    return errno == 0 ? 0 : no_look(errno, process, name);
   }
 
   // An ancestor, or of our session: a master and its workers.
@@ -178,7 +179,7 @@ int held_elsewhere(std::span<const std::uint64_t> inodes) noexcept {
       return held;
     }
   }
-  return 0;
+  return -errno;
 }
 
 }  // namespace reuseport::core

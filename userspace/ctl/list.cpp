@@ -341,7 +341,8 @@ Done watch(const Selection& selection, const WatchOptions& options, const Output
     return tl::unexpected(signals.error());
   }
   const bool screen = ::isatty(STDOUT_FILENO) == 1 && !out.json;
-  for (unsigned shown = 0; options.count == 0 || shown < options.count; shown++) {
+  for (unsigned shown = 0; (options.count == 0 || shown < options.count) && !Output::lost();
+       shown++) {
     if (shown > 0) {
       const auto got = signals->wait(options.interval);
       if (got && got->number != SIGWINCH) {

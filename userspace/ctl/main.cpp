@@ -371,11 +371,10 @@ bool wants_json(int argc, char** argv) {
 /// A result that nobody could read is no success.
 int finish(int code, const Output& out) {
   const auto lost = Output::lost();
-  if (!lost || code != 0) {
-    return code;
+  if (lost) {
+    out.note(lost->line());
   }
-  out.note(lost->line());
-  return static_cast<int>(Exit::error);
+  return lost && code == 0 ? static_cast<int>(Exit::error) : code;
 }
 
 int run_tool(int argc, char** argv) try {

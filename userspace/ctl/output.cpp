@@ -2,6 +2,7 @@
 #include "output.hpp"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -25,7 +26,10 @@ bool terminal() {
 int write_all(int fd, std::string_view text) {
   while (!text.empty()) {
     const ssize_t n = ::write(fd, text.data(), text.size());
-    if (n < 0 && errno != EINTR) {
+    if (n < 0 && errno == EAGAIN) {  // somebody made the pipe non-blocking
+      pollfd ready{fd, POLLOUT, 0};
+      static_cast<void>(::poll(&ready, 1, -1));
+    } else if (n < 0 && errno != EINTR) {
       return errno;
     }
     text.remove_prefix(n > 0 ? static_cast<std::size_t>(n) : 0);

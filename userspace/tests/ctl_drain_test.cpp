@@ -518,6 +518,24 @@ TEST_F(CtlTest, many_holders_of_many_listeners_need_few_descriptors) {
   EXPECT_EQ(ran.code, 0) << ran.err;
 }
 
+TEST_F(CtlTest, with_too_few_descriptors_nothing_is_said_not_to_be_there) {
+  const Running old = server(4, "workers=4");
+  const Running fresh = server(1);
+  const auto before = modes();
+  for (rlim_t limit = 5; limit < 40; limit++) {
+    const auto ran =
+        run({"drain", "--dry-run", "--method", "close", "--pid", pid_of(old), "--signal", "TERM"},
+            [limit] {
+              const rlimit few{limit, limit};
+              ::setrlimit(RLIMIT_NOFILE, &few);
+            });
+    EXPECT_TRUE(ran.code == 0 || ran.err.find("open files") != std::string::npos ||
+                ran.err.find("cannot open shared object") != std::string::npos)
+        << limit << ": " << ran.code << " " << ran.err;
+  }
+  EXPECT_EQ(modes(), before);
+}
+
 TEST_F(CtlTest, thousands_of_listeners_find_their_newcomers_in_time) {
   if (::geteuid() != 0) {
     GTEST_SKIP() << "needs root to open so many files";

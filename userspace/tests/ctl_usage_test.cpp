@@ -135,14 +135,30 @@ TEST_F(CtlTest, kernel_without_sock_diag) {
 TEST_F(CtlTest, what_cannot_be_written_is_an_error) {
   const Running s = server(1);
   const auto full = [] { ::dup2(::open("/dev/full", O_WRONLY), STDOUT_FILENO); };
-  for (const std::vector<std::string>& args : std::vector<std::vector<std::string>>{
-           {"list"}, {"--json", "list"}, {"show", "--port", port()}, {"--help"}, {"--version"}}) {
+  for (const std::vector<std::string>& args :
+       std::vector<std::vector<std::string>>{{"list"},
+                                             {"--json", "list"},
+                                             {"show", "--port", port()},
+                                             {"watch", "--port", port()},
+                                             {"--help"},
+                                             {"--version"}}) {
     const auto ran = run(args, full);
     EXPECT_EQ(ran.code, 1) << args[0] << ran.err;
     EXPECT_EQ(std::count(ran.err.begin(), ran.err.end(), '\n'), 1) << args[0] << ran.err;
   }
+  EXPECT_NE(run({"probe"}, full).err.find("No space left"), std::string::npos);
   EXPECT_EQ(run({"list"}, [] { ::close(STDOUT_FILENO); }).code, 1);
   EXPECT_EQ(run({"list"}, [] { ::close(STDIN_FILENO); }).code, 0);
+}
+
+TEST_F(CtlTest, a_full_pipe_that_does_not_block_loses_nothing) {
+  const Running s = server(100);
+  const auto ran = run({"list"}, [] {
+    ::fcntl(STDOUT_FILENO, F_SETPIPE_SZ, 4096);
+    ::fcntl(STDOUT_FILENO, F_SETFL, O_WRONLY | O_NONBLOCK);
+  });
+  EXPECT_EQ(ran.code, 0) << ran.err;
+  EXPECT_EQ(std::count(ran.out.begin(), ran.out.end(), '\n'), 101);
 }
 
 TEST_F(CtlTest, help_is_there_for_each_command) {

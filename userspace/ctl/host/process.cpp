@@ -62,6 +62,14 @@ std::string denied_hint(pid_t pid) {
          ": it is not dumpable, has more capabilities, or is in another user namespace";
 }
 
+constexpr const char* too_few_files = "raise the limit of open files (ulimit -n)";
+
+/// Too many open files, or another shortage: what was not seen is then no sign that it is not
+/// there.
+bool is_shortage(int errnum) {
+  return errnum == EMFILE || errnum == ENFILE || errnum == ENOMEM;
+}
+
 std::string gone_hint(pid_t pid) {
   return "process " + std::to_string(pid) + " has ended";
 }
@@ -328,7 +336,7 @@ Result<Fd> Process::duplicate(int fd, std::uint64_t inode) const {
                              : "process " + std::to_string(pid_) + " has closed descriptor " +
                                    std::to_string(fd);
         break;
-      case EMFILE: hint = "raise the limit of open files (ulimit -n)"; break;
+      case EMFILE: hint = too_few_files; break;
       case ENOSYS: hint = "needs Linux 5.6"; break;
       default: break;
     }
@@ -431,11 +439,15 @@ Result<Holders> find_holders(const std::vector<std::uint64_t>& inodes) {
   out.by_inode.reserve(inodes.size());
   for (const pid_t pid : *pids) {
     const Fd proc = open_proc(pid);
-    const Look look = each_socket(proc.get(), [&](int fd, std::uint64_t inode) {
-      if (inodes.empty() || std::binary_search(inodes.begin(), inodes.end(), inode)) {
-        out.by_inode[inode].push_back({pid, fd, {}});
-      }
-    });
+    const Look look =
+        !proc ? Look::failed : each_socket(proc.get(), [&](int fd, std::uint64_t inode) {
+          if (inodes.empty() || std::binary_search(inodes.begin(), inodes.end(), inode)) {
+            out.by_inode[inode].push_back({pid, fd, {}});
+          }
+        });
+    if (look == Look::failed && is_shortage(errno)) {
+      return fail("open(" + proc_path(pid, "fd") + ")", errno, too_few_files);
+    }
     if (look == Look::denied) {
       out.unreadable++;
     }
@@ -454,6 +466,9 @@ Result<std::vector<pid_t>> process_tree(pid_t root) {
   for (const pid_t pid : *pids) {
     found = found || pid == root;
     const auto stat = detail::read_file(proc_path(pid, "stat"));
+    if (!stat && is_shortage(stat.error().errnum)) {
+      return fail(stat.error().call, stat.error().errnum, too_few_files);
+    }
     if (const auto parent = stat ? detail::parse_stat_parent(*stat) : std::nullopt) {
       children[*parent].push_back(pid);
     }
