@@ -169,7 +169,7 @@ std::uint64_t build_of(GroupSize size) {
   return hash;
 }
 
-Result<Object> Object::open(GroupSize size) {
+Result<Object> Object::open(GroupSize size, bool sees_closing) {
   const LibbpfQuiet quiet;
   Object o;
   o.size_ = size;
@@ -183,7 +183,7 @@ Result<Object> Object::open(GroupSize size) {
     return bpf_fail("open the BPF object", errno);
   }
 
-  const table::settings settings{jiffies_per_second(), MAX_MEMBERS / 4};
+  const table::settings settings{jiffies_per_second(), MAX_MEMBERS / 4, sees_closing ? 1U : 0U};
   table::look look{};
   if (::getrandom(&look.seed, sizeof(look.seed), 0) != sizeof(look.seed)) {
     return fail("getrandom", errno);

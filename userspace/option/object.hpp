@@ -44,7 +44,8 @@ inline constexpr const char* own_option = "the kernel has SO_REUSEPORT_LISTEN_OF
 class Object {
  public:
   /// Opens it; nothing is in the kernel yet.
-  [[nodiscard]] static Result<Object> open(GroupSize size);
+  /// @p sees_closing  the programs will be told when a member closes
+  [[nodiscard]] static Result<Object> open(GroupSize size, bool sees_closing);
   /// Programs that are not needed stay out.
   void only(const std::vector<std::string>& programs);
   /// Uses the pinned map of that name instead of one of its own.

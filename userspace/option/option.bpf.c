@@ -734,8 +734,8 @@ static __always_inline int set_option_of(struct bpf_sockopt *ctx)
 	cookie = cookie_of(sk);
 	m = bpf_map_lookup_elem(&members, &cookie);
 	g = m ? group_of(m) : NULL;
-	if (g && !hashed && slot_at(g, m->slot)->section != ASIDE) {
-		let_go(g, cookie);	/* after shutdown(2) */
+	if (g && udp && !hashed) {
+		let_go(g, cookie);
 		g = NULL;
 	}
 	if (hashed && !g && !udp && !BPF_CORE_READ(sk, sk_reuseport_cb)) {
@@ -754,7 +754,8 @@ static __always_inline int set_option_of(struct bpf_sockopt *ctx)
 			return err;
 	} else if (g) {
 		/* bound: who is about to listen must not be chosen then */
-		move(g, m->slot, ASIDE, to != REUSEPORT_LISTEN_ON);
+		slot_at(g, m->slot)->wanted = section_of(to);
+		put_aside(g, m->slot, cookie);
 		start_looking_after(g);
 	}
 	if (kept->mode != to) {
@@ -805,7 +806,10 @@ static __always_inline int get_option_of(struct bpf_sockopt *ctx,
 				hurry_grace_period(socket);
 			return 0;
 		}
-		let_go(g, cookie);	/* after shutdown(2) */
+		if (g->protocol == IPPROTO_TCP)
+			put_aside(g, m->slot, cookie);
+		else
+			let_go(g, cookie);
 	}
 	info->flags = REUSEPORT_LISTEN_F_BPF;
 	kept = bpf_sk_storage_get(&keepsakes, socket, NULL, 0);
@@ -880,6 +884,7 @@ static __always_inline void see_bound(struct bpf_sock *socket, u64 cookie,
 	g = m ? group_of(m) : NULL;
 	if (!g)
 		return;
+	slot_at(g, m->slot)->wanted = section_of(kept->mode);
 	move(g, m->slot, ASIDE, true);
 	start_looking_after(g);
 }

@@ -115,7 +115,7 @@ Result<std::optional<table::about>> read_about() {
 /// The object with the pinned maps, where they are; loaded.
 Result<Object> load_object(const std::optional<table::about>& about, GroupSize size,
                            const std::vector<std::string>& programs) {
-  auto object = Object::open(about ? static_cast<GroupSize>(about->group_size) : size);
+  auto object = Object::open(about ? static_cast<GroupSize>(about->group_size) : size, true);
   if (!object) {
     return object;
   }

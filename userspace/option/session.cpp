@@ -82,7 +82,7 @@ Result<Session> Session::start(int netns, GroupSize size, FindDescriptors find) 
   if (auto ok = refuse_own_option(); !ok) {
     return tl::unexpected(ok.error());
   }
-  auto object = Object::open(size);
+  auto object = Object::open(size, false);
   if (!object) {
     return tl::unexpected(object.error());
   }

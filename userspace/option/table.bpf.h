@@ -453,10 +453,12 @@ static __always_inline int join(const struct sock *sk, u64 cookie, u64 netns,
 	} else if (total < GROUP_SIZE) {
 		m.slot = slot_at(g, total)->perm;
 		s = slot_at(g, m.slot);
-		s->sk = (u64)sk;
-		s->cookie = cookie;
+		/* in this order for those who read without the lock */
+		*(volatile u8 *)&s->closing = false;
+		*(volatile u64 *)&s->sk = (u64)sk;
+		*(volatile u64 *)&s->cookie = cookie;
 		s->settled = 0;
-		s->closing = false;
+		s->wanted = ON;
 		move_locked(g, s, ASIDE);
 		err = 0;
 	}
@@ -532,6 +534,8 @@ static __always_inline bool move(struct group *g, u32 slot, enum section to,
 	if (none_on && to == ON)
 		g->none_on = NEVER;
 	move_locked(g, s, to);
+	if (to <= OFF)
+		s->wanted = to;
 	again = involves && !g->involved;	/* just stopped, by the timer */
 	if (again)
 		g->involved = true;
@@ -591,26 +595,40 @@ static __always_inline void let_go(struct group *g, u64 cookie)
 	uncharge(uid);
 }
 
+/* A member that does not listen, or not yet. */
+static __always_inline void put_aside(struct group *g, u32 slot, u64 cookie)
+{
+	struct slot *s = slot_at(g, slot);
+
+	move(g, slot, ASIDE, s->wanted != ON);
+	/* or does by now: then nobody else moves it any more */
+	if (is_hashed(s, cookie, g->protocol) && !*(volatile u8 *)&s->closing)
+		move(g, slot, s->wanted, s->wanted != ON);
+}
+
 static long sweep_one(u32 i, struct group **group)
 {
 	struct group *g = *group;
 	struct slot *s;
+	u32 n, slot;
 	u64 cookie;
-	u32 n;
 
 	/* from the end: who is let go changes places with the last */
 	n = count_all(g->counts);
 	if (i >= n)
 		return 1;
-	s = slot_at(g, slot_at(g, n - 1 - i)->perm);
+	slot = slot_at(g, n - 1 - i)->perm;
+	s = slot_at(g, slot);
 	cookie = *(volatile u64 *)&s->cookie;
 	if (*(volatile u8 *)&s->section == FREE ||
 	    is_hashed(s, cookie, g->protocol))
 		return 0;
-	/* who is about to listen stays, unless it is gone */
-	if (s->section != ASIDE || s->closing ||
-	    cookie_of((const struct sock *)s->sk) != cookie)
+	/* who may listen again must be known before lookups come by it */
+	if (!settings.sees_closing || g->protocol != IPPROTO_TCP ||
+	    s->closing || cookie_of((const struct sock *)s->sk) != cookie)
 		let_go(g, cookie);
+	else if (s->section != ASIDE)
+		put_aside(g, slot, cookie);
 	return 0;
 }
 

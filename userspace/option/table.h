@@ -38,7 +38,8 @@ enum section {
 	OFF,
 	/*
 	 * Not ON, and the kernel may or may not have it in its hash table: it
-	 * is about to listen with a mode that was set before, or it is closing.
+	 * is about to listen with a mode that was set before (it is bound, or was
+	 * shut down), or it is closing.
 	 */
 	ASIDE,
 	FREE,
@@ -51,6 +52,7 @@ struct slot {
 	__u16 perm;		/* slot at this position */
 	__u16 position;		/* of this slot */
 	__u8 section;
+	__u8 wanted;		/* section of its mode, also while it is ASIDE */
 	__u8 closing;		/* why it is ASIDE */
 };
 
@@ -121,7 +123,7 @@ struct grace_periods {
  * Pinned with the maps. Programs of another version do not understand them; it
  * changes with every struct above and with what programs do with them.
  */
-#define TABLE_VERSION	5
+#define TABLE_VERSION	6
 
 struct about {
 	__u32 version;
@@ -147,6 +149,7 @@ struct datagram {
 struct settings {
 	__u32 hz;		/* jiffies a second */
 	__u32 members_per_uid;
+	__u32 sees_closing;	/* see_closing() is attached for all members */
 };
 
 /* Read once for a namespace, before sk_lookup is attached there. */

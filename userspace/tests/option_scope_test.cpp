@@ -425,6 +425,38 @@ TEST_F(StockScope, every_member_off_is_refused_also_when_there_are_many) {
   EXPECT_EQ(try_connect(to), 0);
 }
 
+// After shutdown() it does not count, but stays known: when it listens again, lookups come by it
+// before any program is told.
+TEST_F(ScopeTest, ShutDownAndListenAgain) {
+  enable_here();
+  const Fd a = open_listener(address("127.0.0.1"));
+  const Address to = local_address(a.get());
+  const Fd b = open_listener(to);
+  const Fd c = open_listener(to);
+  ASSERT_EQ(set_mode(a, REUSEPORT_LISTEN_OFF), 0);
+  const auto aside = [] {
+    const auto now = state();
+    return now && now->groups.size() == 1 ? now->groups[0].aside : 99;
+  };
+  for (const Fd* each : {&a, &b}) {
+    ASSERT_EQ(::shutdown(each->get(), SHUT_RD), 0);
+  }
+  EXPECT_TRUE(eventually([&] { return aside() == 2; }));
+  EXPECT_EQ(get_info(c).group_on, 1U);
+  EXPECT_EQ(get_info(c).group_off, 0U);
+  EXPECT_EQ(get_info(a).mode, static_cast<unsigned>(REUSEPORT_LISTEN_OFF));
+  for (const Fd* each : {&a, &b}) {
+    ASSERT_EQ(::listen(each->get(), 64), 0);
+  }
+  EXPECT_EQ(aside(), 0U);
+  EXPECT_EQ(get_info(c).group_on, 2U);
+  EXPECT_EQ(get_info(c).group_off, 1U);
+  const auto got = connect_many(to, {&a, &b, &c});
+  EXPECT_EQ(got[0], 0);
+  EXPECT_GT(got[1], 0);
+  EXPECT_EQ(state()->left.unknown_listener + state()->left.unknown_member, 0U);
+}
+
 // Nothing but a descriptor makes a UDP socket known: enable() again does it.
 TEST_F(StockScope, datagrams_are_taken_in_by_enable) {
   const auto bound = [](std::uint16_t port) {
