@@ -36,11 +36,12 @@ namespace fs = std::filesystem;
 constexpr long bpf_fs_magic = 0xcafe4a11;   // BPF_FS_MAGIC, <linux/magic.h>
 constexpr long cgroup2_magic = 0x63677270;  // CGROUP2_SUPER_MAGIC
 
-/// The maps that outlive the tool. `new_group` and the constants are each object's own.
+/// The maps that outlive the tool. `new_group` and the constants are each object's own. `about` is
+/// the last to be pinned and the first to go: where it is, the others are, too.
 constexpr std::array shared_maps = {
-    "listeners", "members",       "groups",    "involved",       "users",
-    "common",    "namespaces",    "keepsakes", "hurry",          "cgroups",
-    "about",     "grace_periods", "datagrams", "datagram_index", "datagram_chooser"};
+    "listeners",      "members",          "groups", "involved", "users",         "common",
+    "namespaces",     "keepsakes",        "hurry",  "cgroups",  "grace_periods", "datagrams",
+    "datagram_index", "datagram_chooser", "about"};
 
 struct Hook {
   const char* program;
@@ -258,7 +259,8 @@ Status replace_others(const Object& object, const std::string& of) {
   return {};
 }
 
-void take_away() {
+/// Leaves the directory itself, which is locked.
+void take_away_all_below() {
   if (const Fd namespaces = pinned("maps/namespaces")) {
     for (const auto cookie : keys_of<std::uint64_t>(namespaces.get())) {
       bpf_map_delete_elem(namespaces.get(), &cookie);
@@ -271,10 +273,15 @@ void take_away() {
       bpf_map_delete_elem(listeners.get(), &cookie);
     }
   }
+  ::unlink(pin("maps/about").c_str());
   for (const std::string& name : names_in("maps")) {
     ::unlink(pin("maps/" + name).c_str());
   }
   ::rmdir(pin("maps").c_str());
+}
+
+void take_away() {
+  take_away_all_below();
   ::rmdir(pins);
 }
 
@@ -385,6 +392,12 @@ Result<Enabled> enable(int cgroup, int netns, GroupSize size, const FindDescript
 
   Enabled done;
   done.first = !about->has_value();
+  if (done.first) {
+    take_away_all_below();  // what a tool left behind that was killed in the middle
+    if (auto ok = make_directory(); !ok) {
+      return tl::unexpected(ok.error());
+    }
+  }
   // what fails half-way on the first time leaves nothing behind
   const auto failed = [&](const Error& error) {
     if (done.first) {
@@ -437,17 +450,17 @@ Result<Enabled> enable(int cgroup, int netns, GroupSize size, const FindDescript
   }
 
   if (done.first) {
-    for (const char* name : shared_maps) {
-      if (bpf_obj_pin(object->map(name), pin(std::string("maps/") + name).c_str()) != 0) {
-        return failed(bpf_fail(std::string("bpf(BPF_OBJ_PIN, ") + name + ")", errno).value());
-      }
-    }
     table::about now{};
     now.version = TABLE_VERSION;
     now.group_size = static_cast<std::uint32_t>(size);
     now.since = static_cast<std::uint64_t>(::time(nullptr));
     if (auto ok = write_about(*object, now); !ok) {
       return failed(ok.error());
+    }
+    for (const char* name : shared_maps) {
+      if (bpf_obj_pin(object->map(name), pin(std::string("maps/") + name).c_str()) != 0) {
+        return failed(bpf_fail(std::string("bpf(BPF_OBJ_PIN, ") + name + ")", errno).value());
+      }
     }
     *about = now;
   }
