@@ -340,12 +340,12 @@ TEST_F(StockScope, every_member_off_is_refused_also_when_there_are_many) {
 
 // After shutdown() it does not count, but stays known: when it listens again, lookups come by it
 // before any program is told.
-TEST_F(ScopeTest, ShutDownAndListenAgain) {
+TEST_F(StockScope, shut_down_and_listen_again) {
   enable_here();
-  const Fd a = open_listener(address("127.0.0.1"));
-  const Address to = local_address(a.get());
+  const Fd c = open_listener(address("127.0.0.1"));
+  const Address to = local_address(c.get());  // of a port that was chosen shutdown() lets go
+  const Fd a = open_listener(to);
   const Fd b = open_listener(to);
-  const Fd c = open_listener(to);
   ASSERT_EQ(set_mode(a, REUSEPORT_LISTEN_OFF), 0);
   const auto aside = [] {
     const auto now = state();
