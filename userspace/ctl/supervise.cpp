@@ -195,8 +195,7 @@ class Supervisor final : public Waiter {
   }
 
   /// Until @p child serves every address that @p old serves, or any without an @p old that runs,
-  /// and
-  /// --ready says yes.
+  /// and --ready says yes.
   Done until_ready(const Child& child, const Child* old) {
     const auto deadline = after(options_.ready_timeout);
     std::string lacking = "does not serve any address with SO_REUSEPORT";
