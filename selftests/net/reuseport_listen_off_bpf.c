@@ -8,6 +8,8 @@
  */
 #include "reuseport_listen_off_bpf.h"
 
+#include <pthread.h>
+
 #include "../kselftest_harness.h"
 
 #define ON	REUSEPORT_LISTEN_ON
@@ -197,6 +199,32 @@ TEST_F(bpf, index_counts_standby_without_on)
 	EXPECT_EQ(3, REACHED(3, STANDBY));
 }
 
+/* A flow cannot be chosen, by an index neither. */
+TEST_F(bpf, index_passes_over_flows)
+{
+	const struct path *p = variant->path;
+	int i, client;
+	union addr addr;
+	socklen_t len;
+
+	/* A socket that is bound to any address leaves its group. */
+	if (variant->type != SOCK_DGRAM || p == &paths[IPV4_ON_IPV6])
+		return;
+	client = dial(p->dst, SOCK_DGRAM, self->port);
+	ASSERT_LE(0, client);
+	len = make_addr(&addr, p->dst, local_port(client));
+	for (i = 1; i < NR_MEMBERS; i++)
+		ASSERT_EQ(0, set_mode(self->member[i], STANDBY));
+	ASSERT_EQ(0, connect(self->member[0], &addr.sa, len));
+	EXPECT_EQ(get_info(self->member[1]).group_id,
+		  get_info(self->member[0]).group_id);
+	EXPECT_EQ(NR_MEMBERS - 1, REACHED(NR_MEMBERS - 1, STANDBY));
+	ASSERT_EQ(0, set_mode(self->member[1], ON));
+	EXPECT_EQ(1, REACHED(1, ON));
+	ASSERT_EQ(8, send(client, "datagram", 8, 0));
+	EXPECT_EQ(1, receive(self->member[0], 1));
+}
+
 TEST_F(bpf, index_with_all_off)
 {
 	int i;
@@ -267,6 +295,88 @@ TEST_F(bpf, selecting_an_off_member_is_enoent)
 	for (i = 0; i < NR_MEMBERS; i++)
 		ASSERT_EQ(0, set_mode(self->member[i], OFF));
 	EXPECT_EQ(-ECONNREFUSED, WHO());
+}
+
+/* ---- a lookup does not wait for changes --------------------------------- */
+
+#define NR_DATAGRAMS	1000
+#define NR_CALLS	200
+
+/* A program that returns no index, takes long, and counts in @runs. */
+static int load_count(int runs)
+{
+	struct bpf_insn insns[NR_CALLS + 16];
+	const struct bpf_insn count[] = {
+		STORE_W(BPF_REG_10, -4, 0),
+		MOV_MAP(BPF_REG_1, runs), MOV_MAP_END,
+		MOV_REG(BPF_REG_2, BPF_REG_10),
+		ADD_IMM(BPF_REG_2, -4),
+		CALL(BPF_FUNC_map_lookup_elem),
+		JUMP_NULL(BPF_REG_0, 2),
+		MOV_IMM(BPF_REG_1, 1),
+		ADD_ATOMIC(BPF_REG_0, 0, BPF_REG_1),
+		MOV_IMM(BPF_REG_0, -1),
+		EXIT(),
+	};
+	int i;
+
+	for (i = 0; i < NR_CALLS; i++)
+		insns[i] = CALL(BPF_FUNC_get_prandom_u32);
+	memcpy(insns + i, count, sizeof(count));
+	return load(BPF_PROG_TYPE_SOCKET_FILTER, 0, insns,
+		    i + ARRAY_SIZE(count));
+}
+
+struct flipper {
+	pthread_t thread;
+	int fd;
+	bool *stop;
+	long flips;
+};
+
+static void *flip(void *arg)
+{
+	struct flipper *f = arg;
+
+	while (!__atomic_load_n(f->stop, __ATOMIC_ACQUIRE)) {
+		if (set_mode(f->fd, f->flips & 1 ? OFF : STANDBY))
+			break;
+		f->flips++;
+	}
+	return NULL;
+}
+
+/* However fast others flip, a program runs once for each choice. */
+TEST_F(bpf, program_runs_once)
+{
+	struct flipper f = { .fd = self->member[1] };
+	int runs, prog, i, n = 0;
+	bool stop = false;
+
+	if (variant->type != SOCK_DGRAM)
+		return;
+	runs = new_map(BPF_MAP_TYPE_ARRAY, sizeof(__u64));
+	ASSERT_LE(0, runs);
+	prog = load_count(runs);
+	ASSERT_LE(0, prog);
+	for (i = 1; i < NR_MEMBERS; i++)
+		ASSERT_EQ(0, set_mode(self->member[i], OFF));
+	ASSERT_EQ(0, set_int(self->member[0], SOL_SOCKET,
+			     SO_ATTACH_REUSEPORT_EBPF, prog));
+	f.stop = &stop;
+	ASSERT_EQ(0, pthread_create(&f.thread, NULL, flip, &f));
+	wait_for(__atomic_load_n(&f.flips, __ATOMIC_RELAXED) > 2);
+	for (i = 0; i < NR_DATAGRAMS; i++) {
+		if (send_one(variant->path->dst, self->port))
+			break;
+		n += receive_all(self->member[0]);
+	}
+	__atomic_store_n(&stop, true, __ATOMIC_RELEASE);
+	pthread_join(f.thread, NULL);
+	n += receive_all(self->member[0]);
+	TH_LOG("%ld changes, %lld runs", f.flips, get_elem(runs));
+	EXPECT_EQ(NR_DATAGRAMS, n);
+	EXPECT_EQ(NR_DATAGRAMS, get_elem(runs));
 }
 
 TEST_F(bpf, sk_lookup_naming_an_off_member_is_obeyed)

@@ -66,6 +66,8 @@ static inline long long get_elem(int map)
 #define ADD_IMM(d, i)	INSN(BPF_ALU64 | BPF_ADD | BPF_K, d, 0, 0, i)
 #define STORE_W(d, o, i) INSN(BPF_ST | BPF_MEM | BPF_W, d, 0, o, i)
 #define STORE_X(d, o, s) INSN(BPF_STX | BPF_MEM | BPF_DW, d, s, o, 0)
+#define ADD_ATOMIC(d, o, s) \
+	INSN(BPF_STX | BPF_ATOMIC | BPF_DW, d, s, o, BPF_ADD)
 #define JUMP_NULL(d, o)	INSN(BPF_JMP | BPF_JEQ | BPF_K, d, 0, o, 0)
 #define CALL(f)		INSN(BPF_JMP | BPF_CALL, 0, 0, 0, f)
 #define EXIT()		INSN(BPF_JMP | BPF_EXIT, 0, 0, 0, 0)

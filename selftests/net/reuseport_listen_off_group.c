@@ -262,4 +262,39 @@ TEST_F_TIMEOUT(group, incoming_cpu, 180)
 	}
 }
 
+/* It leaves its group when it is closed, and listens again outside of one. */
+TEST(reuseport_cleared_while_closed)
+{
+	const struct path *p;
+	const char *migrate;
+	int fd, i;
+
+	ASSERT_EQ(0, enter_netns());
+	for (i = 0; i < 2 * NR_PATHS; i++) {
+		p = &paths[i / 2];
+		migrate = i % 2 ? "1" : "0";
+		ASSERT_EQ(0, write_file("/proc/sys/net/ipv4/tcp_migrate_req",
+					migrate));
+		fd = open_member_mode(p->bind, SOCK_STREAM, 0, STANDBY);
+		ASSERT_LE(0, fd);
+		ASSERT_EQ(0, shutdown(fd, SHUT_RD));
+		ASSERT_EQ(0, set_int(fd, SOL_SOCKET, SO_REUSEPORT, 0));
+		ASSERT_EQ(0, listen(fd, 16));
+		EXPECT_EQ(STANDBY, get_mode(fd));
+		EXPECT_LE(0, dial(p->dst, SOCK_STREAM, local_port(fd)));
+		EXPECT_EQ(1, wait_queued(fd, 1));
+		EXPECT_FALSE(is_drained(fd));
+		EXPECT_EQ(1, empty_queue(fd));
+
+		/* Back in a group, it stands by again. */
+		ASSERT_EQ(0, shutdown(fd, SHUT_RD));
+		ASSERT_EQ(0, set_int(fd, SOL_SOCKET, SO_REUSEPORT, 1));
+		ASSERT_EQ(0, listen(fd, 16));
+		EXPECT_EQ(1, get_info(fd).group_standby);
+		EXPECT_LE(0, dial(p->dst, SOCK_STREAM, local_port(fd)));
+		EXPECT_EQ(1, wait_queued(fd, 1));
+		close(fd);
+	}
+}
+
 TEST_HARNESS_MAIN

@@ -367,6 +367,30 @@ TEST_F(handshake, cookie_out_when_the_group_is_made)
 	EXPECT_EQ(NR_FLOWS, finish(f, self->a));
 }
 
+/* A member without SO_REUSEPORT is still one, and so are its cookies. */
+TEST_F(handshake, cookie_out_with_reuseport_cleared)
+{
+	struct flow f[NR_FLOWS];
+
+	ASSERT_EQ(0, set_int(self->a, SOL_SOCKET, SO_REUSEPORT, 0));
+	START_WITH_COOKIES(f);
+	ASSERT_EQ(0, set_int(self->a, SOL_SOCKET, SO_REUSEPORT, 1));
+	ASSERT_EQ(0, set_mode(self->a, OFF));
+	EXPECT_TRUE(has_cookies(self->a));
+	EXPECT_TRUE(has_cookies(self->b));
+	ASSERT_EQ(0, set_mode(self->b, ON));
+	EXPECT_EQ(NR_FLOWS, finish(f, self->b));
+}
+
+TEST_F(handshake, cookie_out_when_reuseport_is_cleared)
+{
+	struct flow f[NR_FLOWS];
+
+	START_WITH_COOKIES(f);
+	ASSERT_EQ(0, set_int(self->a, SOL_SOCKET, SO_REUSEPORT, 0));
+	EXPECT_EQ(NR_FLOWS, finish(f, self->a));
+}
+
 /* No cookie was sent, so there is none, whatever the time is. */
 TEST_F(handshake, no_cookie_out)
 {

@@ -68,13 +68,15 @@ FIXTURE_TEARDOWN(udp)
 #define SEND()		send_one(variant->path->dst, self->port)
 #define REFUSED()	is_refused(variant->path->dst, self->port)
 
-#define SEND_ALL()							\
+#define SEND_ALL_TO(port)						\
 ({									\
 	int __i;							\
 									\
 	for (__i = 0; __i < NR_CLIENTS; __i++)				\
-		ASSERT_EQ(0, SEND());					\
+		ASSERT_EQ(0, send_one(variant->path->dst, port));	\
 })
+
+#define SEND_ALL()	SEND_ALL_TO(self->port)
 
 TEST_F(udp, on_members_share)
 {
@@ -454,6 +456,125 @@ TEST_F(udp, connected_socket_is_no_member)
 	EXPECT_EQ(1, get_info(b).group_on);
 	ASSERT_EQ(0, send_one(p->dst, port));
 	EXPECT_EQ(1, receive(c, 1));
+}
+
+/* Where connect() changes the address, it changes the group, too: that of the
+ * wildcard address gets the socket back when it is disconnected.
+ */
+TEST_F(udp, connecting_changes_the_group)
+{
+	const struct path *p = variant->path;
+	struct sockaddr unspec = { .sa_family = AF_UNSPEC };
+	int a, b, port, client, mode;
+	union addr addr;
+	socklen_t len;
+
+	/* With a port of its own it keeps that when it is disconnected. */
+	port = free_port(p);
+	for (mode = OFF; mode <= STANDBY; mode++) {
+		a = open_member_mode(p->any, SOCK_DGRAM, port, mode);
+		ASSERT_LE(0, a);
+		client = dial(p->dst, SOCK_DGRAM, port);
+		ASSERT_LE(0, client);
+		len = make_addr(&addr, p == &paths[IPV4_ON_IPV6] ?
+				p->specific : p->dst, local_port(client));
+		ASSERT_EQ(0, connect(a, &addr.sa, len));
+		ASSERT_EQ(8, send(client, "datagram", 8, 0));
+		EXPECT_EQ(1, receive(a, 1));
+		ASSERT_EQ(0, connect(a, &unspec, sizeof(unspec)));
+		EXPECT_EQ(mode, get_mode(a));
+
+		/* Alone, STANDBY is to be found. */
+		if (mode == STANDBY) {
+			ASSERT_EQ(0, send_one(p->dst, port));
+			EXPECT_EQ(1, receive(a, 1));
+		} else {
+			EXPECT_TRUE(is_refused(p->dst, port));
+		}
+
+		/* Beside one that is ON it is not, and is in its group. */
+		b = open_member(p->any, SOCK_DGRAM, port);
+		ASSERT_LE(0, b);
+		ASSERT_EQ(0, connect(a, &addr.sa, len));
+		EXPECT_EQ(1, get_info(b).group_on);
+		EXPECT_EQ(0, get_info(b).group_off + get_info(b).group_standby);
+		ASSERT_EQ(0, connect(a, &unspec, sizeof(unspec)));
+		EXPECT_EQ(get_info(b).group_id, get_info(a).group_id);
+		EXPECT_EQ(1, get_info(b).group_off + get_info(b).group_standby);
+		SEND_ALL_TO(port);
+		EXPECT_EQ(NR_CLIENTS, receive(b, NR_CLIENTS));
+		EXPECT_EQ(0, receive_all(a));
+		EXPECT_TRUE(wait_for(is_drained(a)));
+		close(b);
+		close(a);
+		close(client);
+	}
+}
+
+/* One that is ON leaves its group for good when it connects. A mode brings it
+ * back, and into no second group at the same address.
+ */
+TEST_F(udp, mode_of_one_that_was_connected)
+{
+	const struct path *p = variant->path;
+	struct sockaddr unspec = { .sa_family = AF_UNSPEC };
+	int a, b, port, client;
+	union addr addr;
+	socklen_t len;
+
+	port = free_port(p);
+	a = open_member(p->any, SOCK_DGRAM, port);
+	ASSERT_LE(0, a);
+	b = open_member(p->any, SOCK_DGRAM, port);
+	ASSERT_LE(0, b);
+	client = dial(p->dst, SOCK_DGRAM, port);
+	ASSERT_LE(0, client);
+	len = make_addr(&addr, p == &paths[IPV4_ON_IPV6] ? p->specific : p->dst,
+			local_port(client));
+	ASSERT_EQ(0, connect(a, &addr.sa, len));
+	ASSERT_EQ(0, connect(a, &unspec, sizeof(unspec)));
+	ASSERT_EQ(0, set_mode(a, STANDBY));
+	EXPECT_EQ(get_info(b).group_id, get_info(a).group_id);
+	EXPECT_EQ(1, get_info(b).group_on);
+	EXPECT_EQ(1, get_info(b).group_standby);
+	SEND_ALL_TO(port);
+	EXPECT_EQ(NR_CLIENTS, receive(b, NR_CLIENTS));
+	EXPECT_EQ(0, receive_all(a));
+	EXPECT_TRUE(wait_for(is_drained(a)));
+	ASSERT_EQ(0, set_mode(b, OFF));
+	ASSERT_EQ(0, send_one(p->dst, port));
+	EXPECT_EQ(1, receive(a, 1));
+}
+
+/* A flow that was there before its group was keeps its datagrams. */
+TEST_F(udp, connected_before_the_group)
+{
+	const struct path *p = variant->path;
+	int a, b, port, client, i;
+	union addr addr;
+	socklen_t len;
+
+	a = socket(family_of(p->bind), SOCK_DGRAM | SOCK_NONBLOCK, 0);
+	ASSERT_LE(0, a);
+	ASSERT_EQ(0, join(a, p->specific, 0));
+	port = local_port(a);
+	client = dial(p->dst, SOCK_DGRAM, port);
+	ASSERT_LE(0, client);
+	len = make_addr(&addr, p == &paths[IPV4_ON_IPV6] ? p->specific : p->dst,
+			local_port(client));
+	ASSERT_EQ(0, connect(a, &addr.sa, len));
+	ASSERT_EQ(0, set_int(a, SOL_SOCKET, SO_REUSEPORT, 1));
+	ASSERT_EQ(0, set_mode(a, OFF));
+	b = open_member(p->specific, SOCK_DGRAM, port);
+	ASSERT_LE(0, b);
+	EXPECT_EQ(get_info(a).group_id, get_info(b).group_id);
+	for (i = 0; i < 8; i++)
+		ASSERT_EQ(8, send(client, "datagram", 8, 0));
+	EXPECT_EQ(8, receive(a, 8));
+	EXPECT_EQ(0, receive_all(b));
+	SEND_ALL_TO(port);
+	EXPECT_EQ(NR_CLIENTS, receive(b, NR_CLIENTS));
+	EXPECT_EQ(0, receive_all(a));
 }
 
 /* What was chosen while all that were ON were connected is under way. */

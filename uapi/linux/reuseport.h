@@ -32,8 +32,9 @@
 
 /*
  * No CPU can still be inside a choice which began while this socket could be
- * chosen. Restarted by every change of its own mode to STANDBY or OFF; what
- * other members do does not delay it.
+ * chosen. Restarted by every change of its own mode to STANDBY or OFF and, of
+ * a STANDBY one, when its group gets an ON member where there was none. What
+ * other members do does not delay it otherwise.
  */
 #define REUSEPORT_LISTEN_F_SETTLED	(1U << 0)
 
