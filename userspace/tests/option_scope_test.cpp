@@ -364,7 +364,7 @@ TEST_F(StockScope, shut_down_and_listen_again) {
   EXPECT_EQ(aside(), 0U);
   EXPECT_EQ(get_info(c).group_on, 2U);
   EXPECT_EQ(get_info(c).group_off, 1U);
-  const auto got = connect_many(to, {&a, &b, &c});
+  const auto got = spread(to, {&a, &b, &c});
   EXPECT_EQ(got[0], 0);
   EXPECT_GT(got[1], 0);
   EXPECT_EQ(state()->left.unknown_listener + state()->left.unknown_member, 0U);
