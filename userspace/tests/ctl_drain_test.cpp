@@ -77,8 +77,7 @@ TEST_F(CtlTest, deadline_with_a_half_open_request_and_a_server_that_never_accept
   const Running old = server(1, "idle");
   std::vector<Fd> clients;
   for (int i = 0; i < 3; i++) {
-    clients.push_back(test::open_client(address("127.0.0.1", port_)));
-    ASSERT_EQ(test::connect_result(clients.back().get()), 0);
+    clients.push_back(connected());
   }
   const Running fresh = server(1);
   auto ran =
@@ -106,8 +105,7 @@ TEST_F(CtlTest, deadline_with_a_half_open_request_and_a_server_that_never_accept
 
 TEST_F(CtlTest, a_half_open_request_is_waited_for) {
   const Running old = server(1, "defer");
-  const Fd client = test::open_client(address("127.0.0.1", port_));
-  ASSERT_EQ(test::connect_result(client.get()), 0);
+  const Fd client = connected();
   const Running fresh = server(1, "defer");
   auto drain = start_tool({"drain", "--json", "--pid", pid_of(old), "--signal", "TERM"});
   EXPECT_FALSE(test::eventually([&] { return drain.ended(); }, 500ms));
@@ -123,8 +121,7 @@ TEST_F(CtlTest, a_half_open_request_is_waited_for) {
 
 TEST_F(CtlTest, killed_half_way_by_a_signal_it_restores) {
   const Running old = server(2, "defer");
-  const Fd client = test::open_client(address("127.0.0.1", port_));
-  ASSERT_EQ(test::connect_result(client.get()), 0);
+  const Fd client = connected();
   const Running fresh = server(1, "defer");
   const auto before = modes();
   for (const int s : {SIGTERM, SIGINT, SIGHUP, SIGQUIT}) {
@@ -192,8 +189,7 @@ TEST_F(CtlTest, killed_by_sigkill_the_old_one_still_serves_when_the_newcomer_goe
   ::kill(old.pid(), SIGSTOP);
   std::vector<Fd> clients;
   for (int i = 0; i < 32; i++) {
-    clients.push_back(test::open_client(address("127.0.0.1", port_)));
-    ASSERT_EQ(test::connect_result(clients.back().get()), 0);
+    clients.push_back(connected());
   }
   const auto before = modes();
   auto drain = start_tool({"drain", "--pid", pid_of(old), "--signal", "TERM"});
@@ -210,8 +206,7 @@ TEST_F(CtlTest, killed_by_sigkill_the_old_one_still_serves_when_the_newcomer_goe
 
 TEST_F(CtlTest, when_the_newcomer_dies_the_old_one_goes_on) {
   const Running old = server(1, "defer");
-  const Fd client = test::open_client(address("127.0.0.1", port_));
-  ASSERT_EQ(test::connect_result(client.get()), 0);
+  const Fd client = connected();
   Running fresh = server(1, "defer");
   const auto before = modes();
   auto drain = start_tool({"drain", "--pid", pid_of(old), "--signal", "TERM"});
@@ -276,8 +271,7 @@ TEST_F(CtlTest, what_cannot_drain_is_never_exit_0) {
 
 TEST_F(CtlTest, a_server_whose_first_thread_has_ended_is_not_closed) {
   const Running old = server(1, "threads defer");
-  const Fd client = test::open_client(address("127.0.0.1", port_));
-  ASSERT_EQ(test::connect_result(client.get()), 0);
+  const Fd client = connected();
   const Running fresh = server(1, "defer");
   auto drain = start_tool({"drain", "--json", "--pid", pid_of(old), "--signal", "TERM", "--wait"});
   EXPECT_FALSE(test::eventually([&] { return drain.ended(); }, 500ms)) << drain.peek().err;
@@ -343,8 +337,7 @@ TEST_F(CtlTest, what_must_not_be_looked_into_counts_as_shared) {
 
 TEST_F(CtlTest, a_second_drain_says_who_is_at_it) {
   const Running old = server(1, "defer");
-  const Fd client = test::open_client(address("127.0.0.1", port_));
-  ASSERT_EQ(test::connect_result(client.get()), 0);
+  const Fd client = connected();
   const Running fresh = server(1, "defer");
   const auto before = modes();
   auto first = start_tool({"drain", "--pid", pid_of(old), "--signal", "TERM"});
@@ -427,8 +420,7 @@ TEST_F(CtlTest, connections_are_waited_for_and_none_is_cut) {
     const Running old = server(1, "keep");
     std::vector<Fd> clients;
     for (int i = 0; i < 3; i++) {
-      clients.push_back(test::open_client(address("127.0.0.1", port_)));
-      ASSERT_EQ(test::connect_result(clients.back().get()), 0);
+      clients.push_back(connected());
       std::array<char, 16> text{};
       ASSERT_TRUE(test::eventually([&] {
         return ::recv(clients.back().get(), text.data(), text.size(), MSG_DONTWAIT) > 0;
@@ -459,8 +451,7 @@ TEST_F(CtlTest, connections_are_waited_for_and_none_is_cut) {
 
 TEST_F(CtlTest, connections_that_stay_are_exit_6_and_no_signal) {
   const Running old = server(1, "keep");
-  const Fd client = test::open_client(address("127.0.0.1", port_));
-  ASSERT_EQ(test::connect_result(client.get()), 0);
+  const Fd client = connected();
   const Running fresh = server(1);
   const auto ran = run({"drain", "--json", "--method", "close", "--timeout", "3", "--connections",
                         "0", "--pid", pid_of(old), "--signal", "TERM"});

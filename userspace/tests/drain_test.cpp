@@ -72,6 +72,20 @@ class DrainRules : public test::NetNsTest {
     EXPECT_TRUE(drain.add(std::move(old_)));
     return drain;
   }
+  /// Started: the old one is drained, @p other has something in its queue.
+  Drain drain_of_two(int& other) {
+    Fd second = test::open_listener(at_);
+    other = second.get();
+    provider_.say(fd_, 3);
+    provider_.say(other, 3);
+    Drain drain = drain_of_old();
+    EXPECT_TRUE(drain.add(std::move(second)));
+    EXPECT_TRUE(drain.start());
+    provider_.say(fd_, 1);
+    provider_.say(other, 1, 1);
+    EXPECT_EQ(drain.step().action, Action::wait_until);
+    return drain;
+  }
   static Action step_to_the_end(Drain& drain, milliseconds limit = seconds(10)) {
     Action action = Action::wait_until;
     (void)test::eventually([&] { return (action = drain.step().action) == Action::done; }, limit);
@@ -171,16 +185,8 @@ TEST_F(DrainRules, one_that_vanished_counts_by_the_last_look_before) {
 }
 
 TEST_F(DrainRules, one_that_vanished_when_drained_is_drained) {
-  Fd second = test::open_listener(at_);
-  const int other = second.get();
-  provider_.say(fd_, 3);
-  provider_.say(other, 3);
-  Drain drain = drain_of_old();
-  ASSERT_TRUE(drain.add(std::move(second)));
-  ASSERT_TRUE(drain.start());
-  provider_.say(fd_, 1);
-  provider_.say(other, 1, 1);
-  EXPECT_EQ(drain.step().action, Action::wait_until);
+  int other = -1;
+  Drain drain = drain_of_two(other);
   ::close(fd_);
   provider_.say(other, 1);
   const Report report = ended(drain);
@@ -300,16 +306,8 @@ TEST_F(DrainRules, a_newcomer_that_dies_gives_the_modes_back) {
 
 // The look before close() is what counts, not the one that said "drained" first.
 TEST_F(DrainRules, a_newcomer_that_dies_while_others_are_waited_for) {
-  Fd second = test::open_listener(at_);
-  const int other = second.get();
-  provider_.say(fd_, 3);
-  provider_.say(other, 3);
-  Drain drain = drain_of_old();
-  ASSERT_TRUE(drain.add(std::move(second)));
-  ASSERT_TRUE(drain.start());
-  provider_.say(fd_, 1);
-  provider_.say(other, 1, 1);
-  EXPECT_EQ(drain.step().action, Action::wait_until);
+  int other = -1;
+  Drain drain = drain_of_two(other);
   provider_.say(fd_, 0);
   provider_.say(other, 0);
   EXPECT_EQ(step_to_the_end(drain), Action::done);

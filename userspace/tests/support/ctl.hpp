@@ -229,6 +229,12 @@ class CtlTest : public NetNsTest {
   }
   /// The method that auto comes to, as root.
   [[nodiscard]] static std::string best() { return expect_supported() ? "option" : "option-bpf"; }
+  /// A client of the server.
+  [[nodiscard]] Fd connected() const {
+    Fd client = open_client(address("127.0.0.1", port_));
+    EXPECT_EQ(connect_result(client.get()), 0);
+    return client;
+  }
   /// The pid that answers a new connection; 0 with the errno in @p error otherwise.
   pid_t ask(int* error = nullptr, const char* ip = "127.0.0.1") const {
     const Fd client = open_client(address(ip, port_));
