@@ -3,10 +3,13 @@
  * Instructions the machine executes for one connection that is made, accepted
  * and closed on loopback, with groups of 1 to 2048 listeners. Run it where one
  * nanosecond of the clock is one instruction (vm --icount); ./overhead does.
- * Prints a line "listeners instructions" for each group size. And a line "change
- * listeners off on close": what it takes to set the mode of one of so many
- * listeners to OFF and back, each 0 on a kernel without the option, and to close
- * it.
+ * Prints a line "listeners instructions" for each group size; with the argument
+ * "half", every second listener is OFF. And a line "change listeners off on
+ * close": what it takes to set the mode of one of so many listeners to OFF and
+ * back, each 0 on a kernel without the option, and to close it. And what takes no
+ * part: "call setsockopt", "call getsockopt" of another option. And "datagram
+ * sockets instructions": one that is sent and received, by a group of sockets
+ * that COMMAND, where given, has taken in.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -24,6 +27,11 @@
 
 enum { ROUNDS = 31, CONNECTIONS = 200 };
 
+/* UDP sockets of a group at most: each is taken in on its own. */
+enum { MOST_DATAGRAM_SOCKETS = 256 };
+
+static int half_off;
+
 static _Noreturn void die(const char *what)
 {
 	fprintf(stderr, "overhead: %s: %s\n", what, strerror(errno));
@@ -39,7 +47,7 @@ static long long now(void)
 }
 
 /* Opens the group; all its listeners are in the epoll set that is returned. */
-static int open_group(int *listeners, int n, struct sockaddr_in *addr)
+static int open_group(int type, int *listeners, int n, struct sockaddr_in *addr)
 {
 	int ep = epoll_create1(EPOLL_CLOEXEC), one = 1;
 	socklen_t len = sizeof(*addr);
@@ -47,13 +55,13 @@ static int open_group(int *listeners, int n, struct sockaddr_in *addr)
 	*addr = (struct sockaddr_in){ .sin_family = AF_INET,
 		.sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
 	for (int i = 0; i < n; i++) {
-		int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+		int fd = socket(AF_INET, type | SOCK_CLOEXEC, 0);
 		struct epoll_event e = { .events = EPOLLIN, .data.fd = fd };
 
 		if (fd < 0 ||
 		    setsockopt(fd, SOL_SOCKET, SO_REUSEPORT, &one, sizeof(one)) ||
 		    bind(fd, (struct sockaddr *)addr, sizeof(*addr)) ||
-		    listen(fd, 16) ||
+		    (type == SOCK_STREAM && listen(fd, 16)) ||
 		    getsockname(fd, (struct sockaddr *)addr, &len) ||
 		    epoll_ctl(ep, EPOLL_CTL_ADD, fd, &e))
 			die("listener");
@@ -137,7 +145,10 @@ static void measure(int n)
 
 	if (!listeners)
 		die("calloc");
-	ep = open_group(listeners, n, &addr);
+	ep = open_group(SOCK_STREAM, listeners, n, &addr);
+	for (int i = 1; half_off && i < n; i += 2)
+		if (!set_mode(listeners[i], REUSEPORT_LISTEN_OFF))
+			die("SO_REUSEPORT_LISTEN_OFF");
 	for (int i = 0; i < CONNECTIONS; i++) /* caches, slabs, ports */
 		one_connection(ep, &addr);
 	for (int r = 0; r < ROUNDS; r++) {
@@ -150,7 +161,7 @@ static void measure(int n)
 	qsort(rounds, ROUNDS, sizeof(rounds[0]), ascending);
 	printf("%d %lld\n", n, rounds[ROUNDS / 2]);
 	close(ep);
-	if (n >= ROUNDS)
+	if (n >= ROUNDS && !half_off)
 		measure_changes(listeners, n);
 	else
 		for (int i = 0; i < n; i++)
@@ -159,13 +170,108 @@ static void measure(int n)
 	free(listeners);
 }
 
-int main(void)
+static void other_setsockopt(int fd)
+{
+	int one = 1;
+
+	if (setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof(one)))
+		die("SO_KEEPALIVE");
+}
+
+static void other_getsockopt(int fd)
+{
+	socklen_t len = sizeof(int);
+	int value;
+
+	if (getsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &value, &len))
+		die("SO_KEEPALIVE");
+}
+
+static void measure_call(const char *name, int type, void (*call)(int fd))
+{
+	int fd = socket(AF_INET, type | SOCK_CLOEXEC, 0);
+	long long rounds[ROUNDS];
+
+	if (fd < 0)
+		die("socket");
+	for (int i = 0; i < CONNECTIONS; i++)
+		call(fd);
+	for (int r = 0; r < ROUNDS; r++) {
+		long long start = now();
+
+		for (int i = 0; i < CONNECTIONS; i++)
+			call(fd);
+		rounds[r] = (now() - start) / CONNECTIONS;
+	}
+	qsort(rounds, ROUNDS, sizeof(rounds[0]), ascending);
+	printf("call %s %lld\n", name, rounds[ROUNDS / 2]);
+	close(fd);
+}
+
+/* One byte from one of the clients to one of the group, which reads it. */
+static void one_datagram(int ep, int client, const struct sockaddr_in *addr)
+{
+	struct epoll_event e;
+	char byte = 0;
+
+	if (sendto(client, &byte, 1, 0, (const struct sockaddr *)addr, sizeof(*addr)) != 1)
+		die("sendto");
+	if (epoll_wait(ep, &e, 1, 1000) != 1 || recv(e.data.fd, &byte, 1, 0) != 1)
+		die("no socket has the datagram");
+}
+
+/* adopt: a command that takes the sockets in, or NULL */
+static void measure_datagrams(int n, const char *adopt)
+{
+	int sockets[MOST_DATAGRAM_SOCKETS], clients[16], ep;
+	long long rounds[ROUNDS];
+	struct sockaddr_in addr;
+
+	ep = open_group(SOCK_DGRAM, sockets, n, &addr);
+	for (int i = 0; i < 16; i++)
+		clients[i] = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	if (adopt && system(adopt))
+		die(adopt);
+	for (int i = 1; half_off && i < n; i += 2)
+		if (!set_mode(sockets[i], REUSEPORT_LISTEN_OFF))
+			die("SO_REUSEPORT_LISTEN_OFF");
+	for (int i = 0; i < CONNECTIONS; i++)
+		one_datagram(ep, clients[i % 16], &addr);
+	for (int r = 0; r < ROUNDS; r++) {
+		long long start = now();
+
+		for (int i = 0; i < CONNECTIONS; i++)
+			one_datagram(ep, clients[i % 16], &addr);
+		rounds[r] = (now() - start) / CONNECTIONS;
+	}
+	qsort(rounds, ROUNDS, sizeof(rounds[0]), ascending);
+	printf("datagram %d %lld\n", n, rounds[ROUNDS / 2]);
+	fflush(stdout);
+	for (int i = 0; i < 16; i++)
+		close(clients[i]);
+	for (int i = 0; i < n; i++)
+		close(sockets[i]);
+	close(ep);
+}
+
+int main(int argc, char **argv)
 {
 	static const int sizes[] = { 1, 16, 256, 1000, 2048 };
 	const struct rlimit files = { 8192, 8192 };
 
 	if (setrlimit(RLIMIT_NOFILE, &files))
 		die("RLIMIT_NOFILE");
+	if (argc > 1 && strcmp(argv[1], "half") == 0) {
+		half_off = 1;
+		argc--;
+		argv++;
+	}
+	if (argc > 2)
+		return fprintf(stderr, "usage: overhead [half] [COMMAND]\n"), 2;
+	measure_call("setsockopt", SOCK_STREAM, other_setsockopt);
+	measure_call("getsockopt", SOCK_STREAM, other_getsockopt);
+	for (int n = 1; n <= MOST_DATAGRAM_SOCKETS; n *= 16)
+		measure_datagrams(n, argv[1]);
 	for (unsigned int i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++)
 		measure(sizes[i]);
 	return 0;
