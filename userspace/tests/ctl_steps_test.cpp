@@ -23,6 +23,7 @@ class Stepped {
   explicit Stepped(std::vector<std::string> args) {
     args.insert(args.begin(), tool());
     std::vector<char*> argv;
+    argv.reserve(args.size() + 1);
     for (std::string& a : args) {
       argv.push_back(a.data());
     }
@@ -76,7 +77,7 @@ class Stepped {
  private:
   using Call = __ptrace_syscall_info;
 
-  bool stopped_at_exec() const {
+  [[nodiscard]] bool stopped_at_exec() const {
     int status = 0;
     constexpr long options = PTRACE_O_TRACESYSGOOD | PTRACE_O_EXITKILL;
     return ::waitpid(pid_, &status, 0) == pid_ && WIFSTOPPED(status) &&
