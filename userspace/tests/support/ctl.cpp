@@ -51,10 +51,10 @@ void fork_one() {
 /// Another user's process below ours, with a listener of its own.
 void fork_stranger(const Address& at) {
   if (::fork() == 0) {
-    ::prctl(PR_SET_PDEATHSIG, SIGKILL);
     if (::setresuid(65534, 65534, 65534) != 0) {
       ::_exit(7);
     }
+    ::prctl(PR_SET_PDEATHSIG, SIGKILL);  // a change of the user clears it
     const Fd own = open_listener(at);
     for (;;) {
       ::pause();
