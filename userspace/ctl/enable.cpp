@@ -98,16 +98,19 @@ Done enable_command(const EnableOptions& options, const Output& out) {
     out.document({{"cgroup", cgroup},
                   {"new_cgroup", done->new_cgroup},
                   {"new_namespace", done->new_namespace},
+                  {"programs_replaced", done->replaced},
                   {"listeners", done->listeners},
                   {"datagram_sockets", done->datagrams},
                   {"refused", done->refused},
                   {"foreign_programs", done->foreign}});
   } else {
-    out.text(fmt::format(
-        "{}: {} in {}; {} listener{} and {} UDP socket{} known\n", cgroup,
-        done->new_cgroup || done->new_namespace ? "enabled" : "enabled already, programs replaced",
-        netns.empty() ? "this network namespace" : netns, done->listeners,
-        done->listeners == 1 ? "" : "s", done->datagrams, done->datagrams == 1 ? "" : "s"));
+    out.text(fmt::format("{}: {} in {}; {} listener{} and {} UDP socket{} known\n", cgroup,
+                         done->new_cgroup || done->new_namespace ? "enabled"
+                         : done->replaced ? "enabled already, programs replaced"
+                                          : "enabled already",
+                         netns.empty() ? "this network namespace" : netns, done->listeners,
+                         done->listeners == 1 ? "" : "s", done->datagrams,
+                         done->datagrams == 1 ? "" : "s"));
   }
   return {};
 }

@@ -106,7 +106,8 @@ inline constexpr const char* pins = "/sys/fs/bpf/reuseport";
 
 /// What enable() did.
 struct Enabled {
-  bool first = false;  ///< nothing was enabled before
+  bool first = false;     ///< nothing was enabled before
+  bool replaced = false;  ///< the programs were of another build, and are of this one now
   bool new_cgroup = false;
   bool new_namespace = false;
   std::size_t listeners = 0;  ///< known in this namespace now

@@ -490,6 +490,7 @@ Result<Enabled> enable(int cgroup, int netns, GroupSize size, const FindDescript
     if (auto ok = replace_others(*object, of); !ok) {
       return failed(ok.error());
     }
+    done.replaced = !done.first;
     (*about)->build = build;
     if (auto ok = write_about(*object, **about); !ok) {
       return failed(ok.error());

@@ -117,6 +117,7 @@ TEST_F(StockScope, the_call_works) {
   EXPECT_FALSE(again.first);
   EXPECT_FALSE(again.new_cgroup);
   EXPECT_FALSE(again.new_namespace);
+  EXPECT_FALSE(again.replaced) << "they are of this build";
   EXPECT_EQ(again.listeners, 3U);
   got = spread(to, {&before, &after, &newcomer});
   EXPECT_EQ(got[0], 0);
