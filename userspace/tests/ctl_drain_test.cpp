@@ -5,6 +5,7 @@
 #include <sys/resource.h>
 #include <sys/syscall.h>
 
+#include <algorithm>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -535,7 +536,14 @@ TEST_F(CtlTest, thousands_of_listeners_find_their_newcomers_in_time) {
   const Running old = server(thousands, "apart");
   const Running fresh = server(thousands, "apart");
   const auto ran = run({"drain", "--json", "--timeout", "60", "--dry-run", "--method", "close",
-                        "--pid", pid_of(old), "--signal", "TERM"});
+                        "--pid", pid_of(old), "--signal", "TERM"},
+                       [] {
+                         rlimit limit{};
+                         ::getrlimit(RLIMIT_NOFILE, &limit);
+                         limit.rlim_cur = limit.rlim_max =
+                             std::max<rlim_t>(limit.rlim_max, 2 * thousands);
+                         ::setrlimit(RLIMIT_NOFILE, &limit);
+                       });
   EXPECT_EQ(ran.code, 0) << ran.err;
   EXPECT_EQ(ran.doc()["drain"]["listeners"].size(), static_cast<std::size_t>(thousands));
 }
