@@ -18,6 +18,7 @@
 #include <ctime>
 #include <string_view>
 #include <thread>
+#include <unordered_set>
 
 #include "host/libbpf_quiet.hpp"
 #include "option/elf.h"
@@ -222,7 +223,7 @@ Status Object::load() {
   if (const int err = bpf_object__load(object_.get()); err != 0) {
     constexpr auto refused =
         "this kernel's BPF verifier refuses the programs; 6.1 and later are known to work";
-    return err == -E2BIG ? fail("load the BPF programs", E2BIG, refused)
+    return err == -E2BIG ? fail("load the BPF programs", EOPNOTSUPP, refused)
                          : bpf_fail("load the BPF programs", -err);
   }
 
@@ -374,9 +375,17 @@ Status adopt_datagrams(const Object& object, const FindDescriptors& find) {
   if (!found) {
     return tl::unexpected(found.error());
   }
+  // Another group on the port, say a stranger's on another address, is none of ours.
+  std::unordered_set<std::uint64_t> groups;
+  for (const table::datagram& each : *found) {
+    if (each.known != 0) {
+      groups.insert(each.group);
+    }
+  }
   std::vector<std::uint64_t> missing;
   for (const table::datagram& each : *found) {
-    if (each.known == 0 && (each.program == 0 || each.ours != 0)) {
+    if (each.known == 0 && (each.in_scope != 0 || groups.contains(each.group)) &&
+        (each.program == 0 || each.ours != 0)) {
       missing.push_back(each.cookie);
     }
   }

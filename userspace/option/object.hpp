@@ -93,8 +93,9 @@ class Object {
   table::grace_periods waited_{};
 };
 
-/// Run in the namespace: takes in the UDP sockets there that are wanted, as far as @p find gives
-/// their descriptors. A group with a program of somebody else's stays as it is.
+/// Run in the namespace: takes in the UDP sockets there that are of an enabled cgroup, or in a
+/// group with one that is known, as far as @p find gives their descriptors. A group with a program
+/// of somebody else's stays as it is.
 [[nodiscard]] Status adopt_datagrams(const Object& object, const FindDescriptors& find);
 
 }  // namespace reuseport::option

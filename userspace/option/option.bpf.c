@@ -1320,13 +1320,16 @@ int find_datagrams(struct bpf_iter__udp *ctx)
 	sk = (const struct sock *)address_of(up);
 	port = BPF_CORE_READ(sk, __sk_common.skc_num);
 	if (!has_reuseport(sk) ||
-	    BPF_CORE_READ(sk, sk_protocol) != IPPROTO_UDP ||
-	    (!bpf_map_lookup_elem(&wanted, &port) && !in_scope(sk)))
+	    BPF_CORE_READ(sk, sk_protocol) != IPPROTO_UDP)
+		return 0;
+	told.in_scope = in_scope(sk);
+	if (!told.in_scope && !bpf_map_lookup_elem(&wanted, &port))
 		return 0;
 	cookie = bpf_get_socket_cookie(up);
 	index = bpf_map_lookup_elem(&datagram_index, &cookie);
 	m = bpf_map_lookup_elem(&members, &cookie);
-	grouped = BPF_CORE_READ(sk, sk_reuseport_cb);
+	told.group = (u64)BPF_CORE_READ(sk, sk_reuseport_cb);
+	grouped = told.group;
 	if (!m && !grouped)
 		return 0;	/* has left its group by connect(2) */
 	if (!m && index) {

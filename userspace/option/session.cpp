@@ -61,7 +61,6 @@ Need need(const Error& error) {
     case EACCES: return Need::privilege;
     case EEXIST: return error.hint == own_option ? Need::not_by_bpf : Need::nothing;
     case ESRCH:
-    case E2BIG:
     case EOPNOTSUPP:
     case ENOSYS: return Need::kernel;
     default: return Need::nothing;

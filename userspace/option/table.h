@@ -141,8 +141,9 @@ struct datagram {
 	__u8 known;		/* is a member */
 	__u32 index;		/* ... at this index of `datagrams` */
 	__u8 ours;		/* the program is */
-	__u8 unused[3];
-	__u32 unused2;
+	__u8 in_scope;		/* of a cgroup that is enabled, not only on a port */
+	__u8 unused[6];
+	__u64 group;		/* the kernel's, by its address */
 };
 
 /* Set before the programs are loaded. */

@@ -206,8 +206,10 @@ TEST_F(StockSession, newcomers_are_found) {
   session_.emplace(std::move(*started));
   ASSERT_TRUE(session_->adopt(a.get()));
   EXPECT_EQ(info(a).group_on, 2U);
+  // on that port, but not in that group
+  const Fd stranger = open_bound(address("127.0.0.2", to.port()));
   ASSERT_TRUE(session_->refresh());
-  EXPECT_EQ(asked, std::vector<std::size_t>{1}) << "what is known is not asked for again";
+  EXPECT_EQ(asked, std::vector<std::size_t>{1}) << "nobody else is asked for, or again";
 }
 
 TEST_F(StockSession, group_with_another_program_is_refused) {
