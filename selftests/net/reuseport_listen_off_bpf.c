@@ -23,44 +23,15 @@ static void __attribute__((constructor)) check_kernel(void)
 	require_option();
 }
 
-/* Assign the socket in @sockets to every new flow. */
-static int load_assign(int sockets, int flags)
-{
-	struct bpf_insn insns[] = {
-		MOV_REG(BPF_REG_6, BPF_REG_1),
-		STORE_W(BPF_REG_10, -4, 0),
-		MOV_MAP(BPF_REG_1, sockets), MOV_MAP_END,
-		MOV_REG(BPF_REG_2, BPF_REG_10),
-		ADD_IMM(BPF_REG_2, -4),
-		CALL(BPF_FUNC_map_lookup_elem),
-		JUMP_NULL(BPF_REG_0, 7),
-		MOV_REG(BPF_REG_7, BPF_REG_0),
-		MOV_REG(BPF_REG_1, BPF_REG_6),
-		MOV_REG(BPF_REG_2, BPF_REG_7),
-		MOV_IMM(BPF_REG_3, flags),
-		CALL(BPF_FUNC_sk_assign),
-		MOV_REG(BPF_REG_1, BPF_REG_7),
-		CALL(BPF_FUNC_sk_release),
-		MOV_IMM(BPF_REG_0, SK_PASS),
-		EXIT(),
-	};
-
-	return load(BPF_PROG_TYPE_SK_LOOKUP, BPF_SK_LOOKUP, insns,
-		    ARRAY_SIZE(insns));
-}
-
-static int attach_to_netns(int prog)
+static int attach_to_netns(const struct bpf_prog_desc *prog)
 {
 	int netns = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC), ret;
-	union bpf_attr attr;
 
 	if (netns < 0)
 		return -errno;
-	memset(&attr, 0, sizeof(attr));
-	attr.link_create.prog_fd = prog;
-	attr.link_create.target_fd = netns;
-	attr.link_create.attach_type = BPF_SK_LOOKUP;
-	ret = sys_bpf(BPF_LINK_CREATE, &attr);
+	ret = skel_link_create(prog->prog_fd, netns, BPF_SK_LOOKUP);
+	if (ret < 0)
+		ret = -errno;
 	close(netns);
 	return ret;
 }
@@ -256,21 +227,18 @@ TEST_F(bpf, mode_changes_keep_the_program)
 
 TEST_F(bpf, selecting_an_off_member_is_enoent)
 {
-	int sockets, result, prog, i, who;
+	struct programs *skel = programs__open_and_load();
+	int i, who;
 
-	sockets = new_map(BPF_MAP_TYPE_REUSEPORT_SOCKARRAY, sizeof(__u64));
-	ASSERT_LE(0, sockets);
-	result = new_map(BPF_MAP_TYPE_ARRAY, sizeof(__u64));
-	ASSERT_LE(0, result);
-	prog = load_select(sockets, result, BPF_SK_REUSEPORT_SELECT);
-	ASSERT_LE(0, prog);
-	ASSERT_EQ(0, set_elem(sockets, self->member[2]));
+	ASSERT_NE(NULL, skel);
+	ASSERT_EQ(0, name_socket(&skel->maps.to_select, self->member[2]));
 	ASSERT_EQ(0, set_int(self->member[0], SOL_SOCKET,
-			     SO_ATTACH_REUSEPORT_EBPF, prog));
+			     SO_ATTACH_REUSEPORT_EBPF,
+			     skel->progs.select_one.prog_fd));
 
 	for (i = 0; i < 8; i++) {
 		EXPECT_EQ(2, WHO());
-		EXPECT_EQ(0, get_elem(result));
+		EXPECT_EQ(0, skel->bss->answer);
 	}
 
 	/* Named or not, it gets nothing; by hash then, as without a choice. */
@@ -279,18 +247,18 @@ TEST_F(bpf, selecting_an_off_member_is_enoent)
 		who = WHO();
 		EXPECT_LE(0, who);
 		ASSERT_NE(2, who);
-		ASSERT_EQ(-ENOENT, get_elem(result));
+		ASSERT_EQ(-ENOENT, skel->bss->answer);
 	}
 
 	ASSERT_EQ(0, set_mode(self->member[2], ON));
 	EXPECT_EQ(2, WHO());
-	EXPECT_EQ(0, get_elem(result));
+	EXPECT_EQ(0, skel->bss->answer);
 
 	/* A STANDBY member without an ON one can be named, too. */
 	for (i = 0; i < NR_MEMBERS; i++)
 		ASSERT_EQ(0, set_mode(self->member[i], STANDBY));
 	EXPECT_EQ(2, WHO());
-	EXPECT_EQ(0, get_elem(result));
+	EXPECT_EQ(0, skel->bss->answer);
 
 	for (i = 0; i < NR_MEMBERS; i++)
 		ASSERT_EQ(0, set_mode(self->member[i], OFF));
@@ -300,32 +268,6 @@ TEST_F(bpf, selecting_an_off_member_is_enoent)
 /* ---- a lookup does not wait for changes --------------------------------- */
 
 #define NR_DATAGRAMS	1000
-#define NR_CALLS	200
-
-/* A program that returns no index, takes long, and counts in @runs. */
-static int load_count(int runs)
-{
-	struct bpf_insn insns[NR_CALLS + 16];
-	const struct bpf_insn count[] = {
-		STORE_W(BPF_REG_10, -4, 0),
-		MOV_MAP(BPF_REG_1, runs), MOV_MAP_END,
-		MOV_REG(BPF_REG_2, BPF_REG_10),
-		ADD_IMM(BPF_REG_2, -4),
-		CALL(BPF_FUNC_map_lookup_elem),
-		JUMP_NULL(BPF_REG_0, 2),
-		MOV_IMM(BPF_REG_1, 1),
-		ADD_ATOMIC(BPF_REG_0, 0, BPF_REG_1),
-		MOV_IMM(BPF_REG_0, -1),
-		EXIT(),
-	};
-	int i;
-
-	for (i = 0; i < NR_CALLS; i++)
-		insns[i] = CALL(BPF_FUNC_get_prandom_u32);
-	memcpy(insns + i, count, sizeof(count));
-	return load(BPF_PROG_TYPE_SOCKET_FILTER, 0, insns,
-		    i + ARRAY_SIZE(count));
-}
 
 struct flipper {
 	pthread_t thread;
@@ -350,19 +292,19 @@ static void *flip(void *arg)
 TEST_F(bpf, program_runs_once)
 {
 	struct flipper f = { .fd = self->member[1] };
-	int runs, prog, i, n = 0;
+	struct programs *skel;
 	bool stop = false;
+	int i, n = 0;
 
 	if (variant->type != SOCK_DGRAM)
 		return;
-	runs = new_map(BPF_MAP_TYPE_ARRAY, sizeof(__u64));
-	ASSERT_LE(0, runs);
-	prog = load_count(runs);
-	ASSERT_LE(0, prog);
+	skel = programs__open_and_load();
+	ASSERT_NE(NULL, skel);
 	for (i = 1; i < NR_MEMBERS; i++)
 		ASSERT_EQ(0, set_mode(self->member[i], OFF));
 	ASSERT_EQ(0, set_int(self->member[0], SOL_SOCKET,
-			     SO_ATTACH_REUSEPORT_EBPF, prog));
+			     SO_ATTACH_REUSEPORT_EBPF,
+			     skel->progs.count.prog_fd));
 	f.stop = &stop;
 	ASSERT_EQ(0, pthread_create(&f.thread, NULL, flip, &f));
 	wait_for(__atomic_load_n(&f.flips, __ATOMIC_RELAXED) > 2);
@@ -374,23 +316,22 @@ TEST_F(bpf, program_runs_once)
 	__atomic_store_n(&stop, true, __ATOMIC_RELEASE);
 	pthread_join(f.thread, NULL);
 	n += receive_all(self->member[0]);
-	TH_LOG("%ld changes, %lld runs", f.flips, get_elem(runs));
+	TH_LOG("%ld changes, %llu runs", f.flips, skel->bss->runs);
 	EXPECT_EQ(NR_DATAGRAMS, n);
-	EXPECT_EQ(NR_DATAGRAMS, get_elem(runs));
+	EXPECT_EQ(NR_DATAGRAMS, skel->bss->runs);
 }
 
 TEST_F(bpf, sk_lookup_naming_an_off_member_is_obeyed)
 {
-	int sockets, prog, link, i;
+	struct programs *skel = programs__open_and_load();
+	int link, i;
 
-	sockets = new_map(BPF_MAP_TYPE_SOCKMAP, sizeof(__u64));
-	ASSERT_LE(0, sockets);
-	ASSERT_EQ(0, set_elem(sockets, self->member[2]));
-	prog = load_assign(sockets, BPF_SK_LOOKUP_F_NO_REUSEPORT);
-	ASSERT_LE(0, prog);
+	ASSERT_NE(NULL, skel);
+	ASSERT_EQ(0, name_socket(&skel->maps.to_assign, self->member[2]));
+	skel->bss->assign_flags = BPF_SK_LOOKUP_F_NO_REUSEPORT;
 	ASSERT_EQ(0, set_mode(self->member[2], OFF));
 	EXPECT_NE(2, WHO());
-	link = attach_to_netns(prog);
+	link = attach_to_netns(&skel->progs.assign);
 	ASSERT_LE(0, link);
 	for (i = 0; i < 8; i++)
 		EXPECT_EQ(2, WHO());
@@ -401,14 +342,12 @@ TEST_F(bpf, sk_lookup_naming_an_off_member_is_obeyed)
 /* Naming it and asking for its group: the group chooses, if it can. */
 TEST_F(bpf, sk_lookup_naming_the_group)
 {
-	int sockets, prog, link, i, who;
+	struct programs *skel = programs__open_and_load();
+	int link, i, who;
 
-	sockets = new_map(BPF_MAP_TYPE_SOCKMAP, sizeof(__u64));
-	ASSERT_LE(0, sockets);
-	ASSERT_EQ(0, set_elem(sockets, self->member[2]));
-	prog = load_assign(sockets, 0);
-	ASSERT_LE(0, prog);
-	link = attach_to_netns(prog);
+	ASSERT_NE(NULL, skel);
+	ASSERT_EQ(0, name_socket(&skel->maps.to_assign, self->member[2]));
+	link = attach_to_netns(&skel->progs.assign);
 	ASSERT_LE(0, link);
 	ASSERT_EQ(0, set_mode(self->member[2], OFF));
 	for (i = 0; i < NR_CLIENTS; i++) {

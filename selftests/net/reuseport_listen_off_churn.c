@@ -88,7 +88,7 @@ static struct shared {
 } *shared;
 
 static unsigned int seed = 1;
-static int sockets = -1;	/* the map of the eBPF program */
+static struct programs *skel;	/* the eBPF program */
 
 static unsigned int add(unsigned int *counter)
 {
@@ -162,17 +162,11 @@ static int attach_cbpf(int fd)
 /* The program names a member that was OFF from its birth, or nobody. */
 static int attach_ebpf(int fd)
 {
-	int result, prog, err;
-
-	sockets = new_map(BPF_MAP_TYPE_REUSEPORT_SOCKARRAY, sizeof(__u64));
-	result = new_map(BPF_MAP_TYPE_ARRAY, sizeof(__u64));
-	prog = load_select(sockets, result, BPF_SK_REUSEPORT_SELECT);
-	if (sockets < 0 || result < 0 || prog < 0)
-		return sockets < 0 ? sockets : result < 0 ? result : prog;
-	err = set_int(fd, SOL_SOCKET, SO_ATTACH_REUSEPORT_EBPF, prog);
-	close(prog);
-	close(result);
-	return err;
+	skel = programs__open_and_load();
+	if (!skel)
+		return -errno;
+	return set_int(fd, SOL_SOCKET, SO_ATTACH_REUSEPORT_EBPF,
+		       skel->progs.select_one.prog_fd);
 }
 
 /* What a listener of the server has: answer it. */
@@ -301,7 +295,7 @@ static void churner(const struct test *t, int nr, int index)
 	}
 	/* This one stays, and stays OFF, for the program to name. */
 	if (t->ebpf && index == 0)
-		err = set_elem(sockets, member[0]);
+		err = name_socket(&skel->maps.to_select, member[0]);
 	if (err)
 		broken("map", err);
 	add(&shared->ready);

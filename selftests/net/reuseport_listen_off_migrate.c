@@ -306,28 +306,22 @@ TEST_F(migrate, fast_open_child_to_on)
 /* A program may say where to, but not to an OFF member. */
 TEST_F(migrate, program_naming_an_off_member)
 {
-	int sockets, result, prog;
+	struct programs *skel = programs__open_and_load();
 
+	ASSERT_NE(NULL, skel);
 	ASSERT_EQ(0, write_file("/proc/sys/net/ipv4/tcp_migrate_req", "0"));
-	sockets = new_map(BPF_MAP_TYPE_REUSEPORT_SOCKARRAY, sizeof(__u64));
-	ASSERT_LE(0, sockets);
-	result = new_map(BPF_MAP_TYPE_ARRAY, sizeof(__u64));
-	ASSERT_LE(0, result);
-	prog = load_select(sockets, result,
-			   BPF_SK_REUSEPORT_SELECT_OR_MIGRATE);
-	ASSERT_LE(0, prog);
 
 	REQUEST_ALL();
 	OTHERS_JOIN(ON, STANDBY);
 	ASSERT_EQ(0, set_mode(self->d, ON));
-	ASSERT_EQ(0, set_elem(sockets, self->d));
+	ASSERT_EQ(0, name_socket(&skel->maps.to_select, self->d));
 	ASSERT_EQ(0, set_mode(self->d, OFF));
 	ASSERT_EQ(0, set_int(self->b, SOL_SOCKET, SO_ATTACH_REUSEPORT_EBPF,
-			     prog));
+			     skel->progs.select_or_migrate.prog_fd));
 	STOP_A();
 	ACK_ALL();
 	EXPECT_EQ(NR_FLOWS, wait_queued(self->b, NR_FLOWS));
-	EXPECT_EQ(-ENOENT, get_elem(result));
+	EXPECT_EQ(-ENOENT, skel->bss->answer);
 	EXPECT_EQ(NR_FLOWS, take_all(self->b, self->flow));
 	EXPECT_EQ(0, empty_queue(self->c));
 	EXPECT_EQ(0, empty_queue(self->d));

@@ -39,6 +39,11 @@ static bool is_supported(const struct kind *k)
 	return k->type == SOCK_DGRAM && (!k->proto || k->proto == IPPROTO_UDP);
 }
 
+static bool is_mptcp(const struct kind *k)
+{
+	return is_supported(k) && k->proto == IPPROTO_MPTCP;
+}
+
 /* The mode, or a negative errno; the same from a short buffer and a long. */
 static int ask(int fd)
 {
@@ -63,26 +68,29 @@ static bool is(int want, int got, const struct kind *k, const char *what)
 
 static bool answers(int fd, const struct kind *k)
 {
-	bool ok;
-	int mode;
+	int wrong = 0, mode;
 
-	if (is_supported(k))
-		return is(ON, ask(fd), k, "get") &
-		       is(-EINVAL, set_mode(fd, OFF), k, "set, unshared") &
-		       is(0, set_int(fd, SOL_SOCKET, SO_REUSEPORT, 1), k,
-			  "SO_REUSEPORT") &
-		       is(0, set_mode(fd, OFF), k, "set") &
-		       is(OFF, ask(fd), k, "get what was set");
-
-	ok = is(-EOPNOTSUPP, ask(fd), k, "get");
+	if (is_supported(k)) {
+		wrong += !is(ON, ask(fd), k, "get");
+		wrong += !is(-EINVAL, set_mode(fd, OFF), k, "set, unshared");
+		wrong += !is(0, set_int(fd, SOL_SOCKET, SO_REUSEPORT, 1), k,
+			     "SO_REUSEPORT");
+		wrong += !is(0, set_mode(fd, OFF), k, "set");
+		wrong += !is(OFF, ask(fd), k, "get what was set");
+		return !wrong;
+	}
+	wrong += !is(-EOPNOTSUPP, ask(fd), k, "get");
 	set_int(fd, SOL_SOCKET, SO_REUSEPORT, 1);
 	for (mode = ON; mode <= STANDBY; mode++)
-		ok &= is(-EOPNOTSUPP, set_mode(fd, mode), k, "set");
-	return ok & is(-EOPNOTSUPP, ask(fd), k, "get after set");
+		wrong += !is(-EOPNOTSUPP, set_mode(fd, mode), k, "set");
+	wrong += !is(-EOPNOTSUPP, ask(fd), k, "get after set");
+	return !wrong;
 }
 
-/* Every kind; false if one gave a wrong answer, or hardly one was made. */
-static bool ask_all(void)
+/* Every kind but MPTCP, or that alone; false if one gave a wrong answer, or
+ * hardly one was made.
+ */
+static bool ask_all(bool mptcp)
 {
 	int fd, supported = 0, others = 0, raw = 0;
 	struct kind k;
@@ -95,6 +103,8 @@ static bool ask_all(void)
 		close(fd);
 		for (k.type = 0; k.type < NR_TYPES; k.type++) {
 			for (k.proto = 0; k.proto < NR_PROTOS; k.proto++) {
+				if (is_mptcp(&k) != mptcp)
+					continue;
 				fd = socket(k.family, k.type | SOCK_CLOEXEC,
 					    k.proto);
 				if (fd < 0)
@@ -113,7 +123,9 @@ static bool ask_all(void)
 	}
 	ksft_print_msg("%d kinds take it, %d others, %d raw ones of MPTCP\n",
 		       supported, others, raw);
-	return ok && supported == 10 && others >= 500 && raw == 2;
+	if (mptcp)
+		return ok && supported == 2;
+	return ok && supported == 8 && others >= 500 && raw == 2;
 }
 
 /* Become somebody who may do nothing, except in a namespace of his own. */
@@ -125,7 +137,7 @@ static int drop_privileges(void)
 	return 0;
 }
 
-static int in_child(bool unprivileged)
+static int in_child(bool unprivileged, bool mptcp)
 {
 	int status, err;
 	pid_t pid;
@@ -144,7 +156,7 @@ static int in_child(bool unprivileged)
 		err = enter_netns();
 	if (err)
 		ksft_print_msg("set up: %s\n", strerror(-err));
-	err = err || !ask_all();
+	err = err || !ask_all(mptcp);
 	fflush(stdout);
 	_exit(err);
 }
@@ -191,12 +203,16 @@ int main(void)
 
 	require_option();
 	ksft_print_header();
-	ksft_set_plan(1 + userns);
+	ksft_set_plan(2 + 2 * userns);
 	disable_modprobe();
-	ksft_test_result(!in_child(false), "every kind of socket\n");
-	if (userns)
-		ksft_test_result(!in_child(true),
-				 "the same in a user namespace\n");
+	ksft_test_result(!in_child(false, false), "every_kind\n");
+	ksft_test_result(!in_child(false, true), "mptcp\n");
+	if (userns) {
+		ksft_test_result(!in_child(true, false),
+				 "every_kind_in_user_namespace\n");
+		ksft_test_result(!in_child(true, true),
+				 "mptcp_in_user_namespace\n");
+	}
 	restore_modprobe();
 	ksft_finished();
 }

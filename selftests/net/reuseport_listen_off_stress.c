@@ -55,8 +55,7 @@ static struct shared {
 } *shared;
 
 static int ports[NR_PORTS];
-static int programs[2] = { -1, -1 };
-static int sockets = -1;
+static struct programs *skel;
 static unsigned int seed;
 static int workers = 4, seconds = 3;
 
@@ -288,12 +287,14 @@ static void op_program(struct slot *s)
 		break;
 	case 1:
 	case 2:
-		set_int(s->fd, SOL_SOCKET, SO_ATTACH_REUSEPORT_EBPF,
-			programs[roll(2)]);
+		if (skel)
+			set_int(s->fd, SOL_SOCKET, SO_ATTACH_REUSEPORT_EBPF,
+				roll(2) ? skel->progs.select_one.prog_fd :
+				skel->progs.select_or_migrate.prog_fd);
 		break;
 	case 3:
-		if (sockets >= 0)
-			set_elem(sockets, s->fd);
+		if (skel)
+			name_socket(&skel->maps.to_select, s->fd);
 		break;
 	default:
 		set_int(s->fd, SOL_SOCKET, SO_DETACH_REUSEPORT_BPF, 0);
@@ -474,7 +475,7 @@ static int drop_privileges(void)
 static int set_up(bool unprivileged)
 {
 	struct rlimit lim = { .rlim_cur = 4096, .rlim_max = 4096 };
-	int i, fd, result, err = 0;
+	int i, fd, err = 0;
 	char text[32];
 
 	calm_injection();
@@ -504,13 +505,7 @@ static int set_up(bool unprivileged)
 	if (err)
 		return err;
 	find_aliens();
-	sockets = new_map(BPF_MAP_TYPE_REUSEPORT_SOCKARRAY, sizeof(__u64));
-	result = new_map(BPF_MAP_TYPE_ARRAY, sizeof(__u64));
-	if (sockets < 0 || result < 0)
-		return 0;	/* no BPF in this kernel: without, then */
-	programs[0] = load_select(sockets, result, BPF_SK_REUSEPORT_SELECT);
-	programs[1] = load_select(sockets, result,
-				  BPF_SK_REUSEPORT_SELECT_OR_MIGRATE);
+	skel = programs__open_and_load();	/* NULL: no BPF, then without */
 	return 0;
 }
 
