@@ -48,6 +48,18 @@ struct ipv6_ifreq {
 	int ifindex;
 };
 
+/* Whether what is sent to the address of @sk, a UDP socket, comes to it. */
+static inline bool reaches_itself(int sk)
+{
+	socklen_t len = sizeof(union addr);
+	union addr addr;
+	char c;
+
+	return !getsockname(sk, &addr.sa, &len) &&
+	       sendto(sk, "x", 1, 0, &addr.sa, len) == 1 &&
+	       recv(sk, &c, 1, MSG_DONTWAIT) == 1;
+}
+
 /* A TUN device with the server's addresses; of this network namespace. */
 static inline int open_tun(void)
 {
@@ -81,9 +93,12 @@ static inline int open_tun(void)
 	ifr6.ifindex = ifr.ifr_ifindex;
 	if (ioctl(sk6, SIOCSIFADDR, &ifr6))
 		goto fail;
-	/* A worker makes the address usable. */
+	/* A worker makes the address usable: bind() takes it first, and only
+	 * then comes the local route, without which a SYN is dropped.
+	 */
 	len = make_addr(&addr, SERVER_IPV6, 0);
-	if (!wait_for(!bind(sk6, &addr.sa, len)))
+	if (!wait_for(!bind(sk6, &addr.sa, len)) ||
+	    !wait_for(reaches_itself(sk6)))
 		goto fail;
 	ret = fd;
 out:
