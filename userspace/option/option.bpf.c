@@ -81,6 +81,7 @@ static __always_inline bool tell(const struct sock *sk, struct member *m,
 	u64 counts, since, none_on;
 	u8 section;
 
+	sweep_if_some_are_gone(g, sk);
 	bpf_spin_lock(&g->lock);
 	section = s->section;
 	counts = g->counts;
@@ -88,18 +89,27 @@ static __always_inline bool tell(const struct sock *sk, struct member *m,
 	none_on = g->none_on;
 	bpf_spin_unlock(&g->lock);
 
+	info->flags = REUSEPORT_LISTEN_F_BPF;
 	info->mode = mode_of(section);
 	info->group_id = g->id;
 	info->group_on = count_in(counts, ON);
 	info->group_standby = count_in(counts, STANDBY);
 	info->group_off = count_in(counts, OFF);
+	if (g->protocol == IPPROTO_TCP && !info->group_on && recent_overflow(sk))
+		info->flags |= REUSEPORT_LISTEN_F_COOKIES;
+	if (section == ON) {
+		/* of its last change to another mode, as the kernel's own */
+		if (rcu_is_over(since))
+			info->flags |= REUSEPORT_LISTEN_F_SETTLED;
+		read_queues(sk, g->protocol, info);
+		return false;
+	}
 
 	if (section == STANDBY && (long long)(none_on - since) > 0)
 		since = none_on;
 	if ((long long)(g->left_open - since) > 0)
 		since = g->left_open;
-	settled = (section == STANDBY || section == OFF) &&
-		  num_socks_of(sk) <= count_all(counts) &&
+	settled = num_socks_of(sk) <= count_all(counts) &&
 		  program_of(sk) == g->program && rcu_is_over(since);
 	if (m->asked != since) {
 		m->asked = since;
@@ -121,11 +131,8 @@ static __always_inline bool tell(const struct sock *sk, struct member *m,
 		settled = rcu_is_over(m->none_half_open - 1);
 	}
 
-	info->flags = REUSEPORT_LISTEN_F_BPF;
 	if (settled)
 		info->flags |= REUSEPORT_LISTEN_F_SETTLED;
-	if (g->protocol == IPPROTO_TCP && !info->group_on && recent_overflow(sk))
-		info->flags |= REUSEPORT_LISTEN_F_COOKIES;
 	return hurry;
 }
 
@@ -726,6 +733,8 @@ static __always_inline int set_option_of(struct bpf_sockopt *ctx)
 		return -EINVAL;
 	hashed = udp ? BPF_CORE_READ(sk, __sk_common.skc_num) != 0 :
 		       state == TCP_LISTEN;
+	if (udp && !hashed && to != REUSEPORT_LISTEN_ON)
+		return -EAGAIN;	/* bind(2) would not take it in */
 	kept = bpf_sk_storage_get(&keepsakes, socket, NULL,
 				  BPF_SK_STORAGE_GET_F_CREATE);
 	if (!kept)
@@ -965,7 +974,10 @@ int see_listening(struct bpf_sock_ops *ctx)
 		return 1;
 	mode = kept->mode;
 	slot_at(g, m->slot)->closing = false;
-	move(g, m->slot, section_of(mode), mode != REUSEPORT_LISTEN_ON);
+	/* of a shutdown(2) that nobody has seen yet: a lookup may hold it */
+	if (!move(g, m->slot, section_of(mode), mode != REUSEPORT_LISTEN_ON) &&
+	    mode != REUSEPORT_LISTEN_ON)
+		slot_at(g, m->slot)->settled = rcu_snapshot();
 	if (mode != REUSEPORT_LISTEN_ON)
 		start_looking_after(g);
 	return 1;

@@ -638,6 +638,19 @@ static __always_inline void sweep(struct group *g)
 }
 
 /*
+ * No program is told of shutdown(2), and the timer may be a while: so that no
+ * member is counted, say the last one that is ON, which the kernel has let go.
+ */
+static __always_inline void sweep_if_some_are_gone(struct group *g,
+						   const struct sock *sk)
+{
+	u64 counts = *(volatile u64 *)&g->counts;
+
+	if (num_socks_of(sk) < end_of(counts, OFF))
+		sweep(g);
+}
+
+/*
  * Where members come and go faster than the timer looks, whoever joins lets go
  * of some that have closed: the first ones of the section ASIDE.
  */
