@@ -733,8 +733,6 @@ static __always_inline int set_option_of(struct bpf_sockopt *ctx)
 		return -EINVAL;
 	hashed = udp ? BPF_CORE_READ(sk, __sk_common.skc_num) != 0 :
 		       state == TCP_LISTEN;
-	if (udp && !hashed && to != REUSEPORT_LISTEN_ON)
-		return -EAGAIN;	/* bind(2) would not take it in */
 	kept = bpf_sk_storage_get(&keepsakes, socket, NULL,
 				  BPF_SK_STORAGE_GET_F_CREATE);
 	if (!kept)

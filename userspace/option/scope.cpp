@@ -94,6 +94,30 @@ Result<Fd> lock() {
   return fd;
 }
 
+/// Makes the directory and locks it: that one, and not one that disable() was just taking away.
+Result<Fd> make_and_lock() {
+  for (int tries = 0; tries < 8; tries++) {
+    if (auto ok = make_directory(); !ok) {
+      return tl::unexpected(ok.error());
+    }
+    auto locked = lock();
+    if (!locked && locked.error().errnum == ENOENT) {
+      continue;
+    }
+    if (!locked) {
+      return locked;
+    }
+    struct stat mine {};
+    struct stat there {};
+    if (::fstat(locked->get(), &mine) == 0 && ::stat(pins, &there) == 0 &&
+        mine.st_ino == there.st_ino) {
+      return locked;
+    }
+  }
+  return fail("flock(" + std::string(pins) + ")", EAGAIN,
+              "others enable and disable without pause; try again");
+}
+
 Result<std::optional<table::about>> read_about() {
   const Fd map = pinned("maps/about");
   if (!map) {
@@ -356,11 +380,26 @@ std::string path_of_cgroup(std::uint64_t id) {
   return fs::read_symlink("/proc/self/fd/" + std::to_string(fd.get()), ignored);
 }
 
+/// 0 once it is gone.
 std::uint64_t inode_of_netns(const std::string& below) {
   const Fd link = pinned(below);
   bpf_link_info info{};
   std::uint32_t len = sizeof(info);
   return link && bpf_obj_get_info_by_fd(link.get(), &info, &len) == 0 ? info.netns.netns_ino : 0;
+}
+
+/// What is pinned of namespaces that are gone holds memory, and room in the map.
+void forget_removed_namespaces() {
+  const Fd map = pinned("maps/namespaces");
+  for (const std::string& name : names_in("namespaces")) {
+    const std::string in = "namespaces/" + name;
+    if (inode_of_netns(in + "/choose") == 0) {
+      const std::uint64_t cookie = std::stoull(name);
+      bpf_map_delete_elem(map.get(), &cookie);
+      ::unlink(pin(in + "/choose").c_str());
+      ::rmdir(pin(in).c_str());
+    }
+  }
 }
 
 }  // namespace
@@ -378,10 +417,7 @@ Result<Enabled> enable(int cgroup, int netns, GroupSize size, const FindDescript
   if (auto ok = refuse_own_option(); !ok) {
     return tl::unexpected(ok.error());
   }
-  if (auto ok = make_directory(); !ok) {
-    return tl::unexpected(ok.error());
-  }
-  const auto locked = lock();
+  const auto locked = make_and_lock();
   if (!locked) {
     return tl::unexpected(locked.error());
   }
@@ -389,6 +425,7 @@ Result<Enabled> enable(int cgroup, int netns, GroupSize size, const FindDescript
   if (!about) {
     return tl::unexpected(about.error());
   }
+  forget_removed_namespaces();
 
   Enabled done;
   done.first = !about->has_value();
