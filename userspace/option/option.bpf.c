@@ -684,6 +684,20 @@ struct {
 	bpf_sk_storage_delete(&hurry, sk);				\
 })
 
+/*
+ * The errno that the call ends with. The verifier of newer kernels wants to see
+ * that it is one, as a 64-bit value; bpf_helpers.h declares an int.
+ */
+static __always_inline void fail_with(long err)
+{
+	long (*set_retval)(long retval) = (void *)BPF_FUNC_set_retval;
+
+	barrier_var(err);
+	if (err < -4095 || err > -1)
+		err = -EINVAL;
+	set_retval(err);
+}
+
 static __always_inline bool is_enabled(u64 netns)
 {
 	return bpf_map_lookup_elem(&namespaces, &netns);
@@ -782,7 +796,7 @@ int set_option(struct bpf_sockopt *ctx)
 		return 1;
 	err = set_option_of(ctx);
 	if (err) {
-		bpf_set_retval(err);
+		fail_with(err);
 		return 0;
 	}
 	ctx->optlen = -1;	/* the kernel has nothing more to do */
@@ -852,7 +866,7 @@ int get_option(struct bpf_sockopt *ctx)
 		return 1;
 	err = get_option_of(ctx, &info);
 	if (err) {
-		bpf_set_retval(err);
+		fail_with(err);
 		return 1;
 	}
 	for (i = 0; i < sizeof(info); i++) {
