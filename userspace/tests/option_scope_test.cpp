@@ -5,6 +5,7 @@
 #include <linux/filter.h>
 #include <linux/reuseport.h>
 #include <poll.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -239,6 +240,35 @@ TEST_F(StockScope, same_address_in_another_namespace) {
   }));
   EXPECT_EQ(try_connect(to), ECONNREFUSED);
 }
+
+#ifdef __x86_64__
+// The kernel does not ask programs about the calls of 32-bit processes (do_sock_setsockopt() in
+// net/socket.c): ENOPROTOOPT, and nothing is changed.
+TEST_F(StockScope, call_of_a_32_bit_process) {
+  enable_here();
+  const Fd a = open_listener(address("127.0.0.1"));
+  void* const low =
+      ::mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_32BIT, -1, 0);
+  ASSERT_NE(low, MAP_FAILED);
+  auto* const mode = static_cast<int*>(low);
+  auto* const answer = mode + 1;
+  *mode = REUSEPORT_LISTEN_OFF;
+  *answer = 1;
+  const bool came_back = in_child([&] {
+    long result = 366;  // setsockopt, arch/x86/entry/syscalls/syscall_32.tbl
+    asm volatile("int $0x80"
+                 : "+a"(result)
+                 : "b"(a.get()), "c"(SOL_SOCKET), "d"(SO_REUSEPORT_LISTEN_OFF), "S"(mode),
+                   "D"(sizeof(*mode))
+                 : "memory", "r8", "r9", "r10", "r11");
+    *answer = static_cast<int>(result);
+    return true;
+  });
+  // does not come back without CONFIG_IA32_EMULATION: there are no such processes then
+  EXPECT_EQ(*answer, came_back ? -ENOPROTOOPT : 1);
+  EXPECT_EQ(get_info(a).mode, static_cast<unsigned>(REUSEPORT_LISTEN_ON));
+}
+#endif
 
 // What is pinned of a namespace goes with the next enable after it.
 TEST_F(StockScope, removed_namespace) {
