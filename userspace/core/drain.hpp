@@ -3,6 +3,7 @@
 #ifndef REUSEPORT_CORE_DRAIN_HPP
 #define REUSEPORT_CORE_DRAIN_HPP
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -86,7 +87,7 @@ class Drain {
   // step.cpp
   void poll_all() noexcept;
   void look_at(Entry& entry) noexcept;
-  void look_at_queue(Entry& entry) const noexcept;
+  static void look_at_queue(Entry& entry) noexcept;
   void vanish(Entry& entry, bool still_ours) noexcept;
   void close_entry(Entry& entry, std::uint32_t outcome) noexcept;
   static void end_entry(Entry& entry, std::uint32_t outcome) noexcept;
@@ -108,12 +109,8 @@ class Drain {
   [[nodiscard]] std::uint32_t method_of(const Entry& entry) const noexcept;
   template <typename What>
   [[nodiscard]] bool all_open(What what) const noexcept {
-    for (const Entry& entry : entries_) {
-      if (entry.open && !what(entry)) {
-        return false;
-      }
-    }
-    return true;
+    return std::ranges::all_of(entries_,
+                               [&](const Entry& entry) { return !entry.open || what(entry); });
   }
 
   reuseport_drain_options options_;

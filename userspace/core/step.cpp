@@ -2,13 +2,13 @@
 // The machine between start and done.
 #include <poll.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cstring>
+#include <ctime>
 
 #include "drain.hpp"
 
@@ -68,7 +68,7 @@ void Drain::poll_all() noexcept {
   }
 }
 
-void Drain::look_at_queue(Entry& entry) const noexcept {
+void Drain::look_at_queue(Entry& entry) noexcept {
   if (entry.listener.datagram()) {
     entry.info.handshakes = 0;
     // There are datagrams; how many bytes is not known.

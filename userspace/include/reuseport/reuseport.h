@@ -17,8 +17,8 @@
 #ifndef REUSEPORT_REUSEPORT_H
 #define REUSEPORT_REUSEPORT_H
 
-#include <stddef.h>
-#include <stdint.h>
+#include <stddef.h>  // NOLINT(modernize-deprecated-headers): C reads this, too
+#include <stdint.h>  // NOLINT(modernize-deprecated-headers)
 
 #include <reuseport/linux/reuseport.h>
 
