@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The option by BPF for a cgroup: setsockopt() and getsockopt() themselves.
+#include <bpf/bpf.h>
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <linux/filter.h>
@@ -19,6 +20,7 @@
 #include <thread>
 #include <vector>
 
+#include "option/object.hpp"
 #include "option/option.hpp"
 #include "support/scope.hpp"
 
@@ -239,6 +241,41 @@ TEST_F(StockScope, same_address_in_another_namespace) {
     return ok && set_mode(other, REUSEPORT_LISTEN_ON) == 0 && try_connect(to) == 0;
   }));
   EXPECT_EQ(try_connect(to), ECONNREFUSED);
+}
+
+// Programs of another build are replaced one after the other, and at no moment does a listener
+// that is OFF get a connection, or one that is ON miss one.
+TEST_F(StockScope, upgrade_under_load) {
+  enable_here();
+  const Fd a = open_listener(address("127.0.0.1"));
+  const Address to = local_address(a.get());
+  const Fd b = open_listener(to);
+  ASSERT_EQ(set_mode(a, REUSEPORT_LISTEN_OFF), 0);
+  std::atomic<bool> stop{false};
+  int served = 0;
+  int wrong = 0;
+  std::thread clients([&] {
+    while (!stop) {
+      const int err = try_connect(to);
+      const Fd by_off(::accept(a.get(), nullptr, nullptr));
+      const Fd by_on(::accept(b.get(), nullptr, nullptr));
+      (err == 0 && !by_off && by_on ? served : wrong)++;
+    }
+  });
+  for (int i = 0; i < 5; i++) {
+    const Fd map(bpf_obj_get((std::string(pins) + "/maps/about").c_str()));
+    const std::uint32_t zero = 0;
+    table::about about{};
+    ASSERT_EQ(bpf_map_lookup_elem(map.get(), &zero, &about), 0);
+    about.build++;  // a tool of another build was here
+    ASSERT_EQ(bpf_map_update_elem(map.get(), &zero, &about, BPF_ANY), 0);
+    EXPECT_TRUE(enable_here().replaced);
+    EXPECT_EQ(get_info(a).mode, static_cast<unsigned>(REUSEPORT_LISTEN_OFF));
+  }
+  stop = true;
+  clients.join();
+  EXPECT_EQ(wrong, 0) << served << " served";
+  EXPECT_GT(served, 100);
 }
 
 #ifdef __x86_64__
