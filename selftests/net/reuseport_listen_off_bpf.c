@@ -289,7 +289,7 @@ static void *flip(void *arg)
 }
 
 /* However fast others flip, a program runs once for each choice. */
-TEST_F(bpf, program_runs_once)
+TEST_F_TIMEOUT(bpf, program_runs_once, 120)
 {
 	struct flipper f = { .fd = self->member[1] };
 	struct programs *skel;
