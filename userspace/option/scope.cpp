@@ -380,7 +380,7 @@ std::string path_of_cgroup(std::uint64_t id) {
   return fs::read_symlink("/proc/self/fd/" + std::to_string(fd.get()), ignored);
 }
 
-/// 0 once it is gone.
+/// 0 once it is gone, or where it cannot be looked at.
 std::uint64_t inode_of_netns(const std::string& below) {
   const Fd link = pinned(below);
   bpf_link_info info{};
@@ -393,7 +393,11 @@ void forget_removed_namespaces() {
   const Fd map = pinned("maps/namespaces");
   for (const std::string& name : names_in("namespaces")) {
     const std::string in = "namespaces/" + name;
-    if (inode_of_netns(in + "/choose") == 0) {
+    // What could not be looked at, say for want of descriptors, may well be alive.
+    const Fd link = pinned(in + "/choose");
+    bpf_link_info info{};
+    std::uint32_t len = sizeof(info);
+    if (link && bpf_obj_get_info_by_fd(link.get(), &info, &len) == 0 && info.netns.netns_ino == 0) {
       const std::uint64_t cookie = std::stoull(name);
       bpf_map_delete_elem(map.get(), &cookie);
       ::unlink(pin(in + "/choose").c_str());

@@ -301,7 +301,7 @@ TEST_F(StockFault, listeners_come_and_go) {
       eventually([&] { return (get_info(stays).flags & REUSEPORT_LISTEN_F_SETTLED) != 0; }));
   const auto now = state();
   ASSERT_TRUE(now) << now.error().message();
-  // groups of their own, all ON, that closed while they were adopted may stay: see option/README.md
+  // groups of their own whose timer got no memory may stay: see the limits in option/README.md
   const auto own = std::ranges::find(now->groups, "127.0.0.1:" + std::to_string(to.port()),
                                      &GroupState::address);
   ASSERT_NE(own, now->groups.end());
