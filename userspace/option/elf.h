@@ -2,7 +2,7 @@
 #ifndef REUSEPORT_OPTION_ELF_H
 #define REUSEPORT_OPTION_ELF_H
 
-#include <stddef.h>
+#include <stddef.h> /* NOLINT(modernize-deprecated-headers): C reads this, too */
 
 #ifdef __cplusplus
 extern "C" {

@@ -228,7 +228,7 @@ Status Object::load() {
   }
 
   // what a group starts as: every slot free, at its own position
-  const std::size_t slots = static_cast<std::size_t>(size_);
+  const auto slots = static_cast<std::size_t>(size_);
   const std::size_t header = offsetof(table::group, slots);
   std::vector<char> bytes(header + slots * sizeof(table::slot));
   for (std::size_t i = 0; i < slots; i++) {
@@ -344,7 +344,7 @@ Status Object::see_grace_periods() const {
     return bpf_fail("bpf(BPF_MAP_UPDATE_ELEM, listeners)", errno);
   }
   call.cookie = *cookie;
-  const auto found = run("call_find_rcu", call);
+  auto found = run("call_find_rcu", call);
   bpf_map_delete_elem(map("listeners"), &*cookie);
   if (!found) {
     return found;

@@ -63,8 +63,10 @@ class Session {
   [[nodiscard]] static Result<Session> start(int netns = -1, GroupSize size = GroupSize::normal,
                                              FindDescriptors find = {});
 
-  Session(Session&&) noexcept;
-  Session& operator=(Session&&) noexcept;
+  Session(Session&& other) noexcept;
+  Session& operator=(Session&& other) noexcept;
+  Session(const Session&) = delete;
+  Session& operator=(const Session&) = delete;
   ~Session();
 
   /// Takes a TCP listener or a bound UDP socket in, ON, and all others of its port with it. It is

@@ -240,15 +240,17 @@ std::vector<std::string> names_in(const std::string& below) {
 /// Detaches and unpins all links below.
 void detach_all(const std::string& below) {
   for (const std::string& each : names_in(below)) {
-    for (const std::string& program : names_in(below + "/" + each)) {
-      std::string path = below;
-      path.append("/").append(each).append("/").append(program);
+    std::string directory = below;
+    directory.append("/").append(each);
+    for (const std::string& program : names_in(directory)) {
+      std::string path = directory;
+      path.append("/").append(program);
       if (const Fd link = pinned(path)) {
         bpf_link_detach(link.get());
       }
       ::unlink(pin(path).c_str());
     }
-    ::rmdir(pin(below + "/" + each).c_str());
+    ::rmdir(pin(directory).c_str());
   }
   ::rmdir(pin(below).c_str());
 }
@@ -655,7 +657,7 @@ Result<std::string> cgroup2_mount() {
 }
 
 Result<std::string> cgroup_of(pid_t pid) {
-  const auto mount = cgroup2_mount();
+  auto mount = cgroup2_mount();
   if (!mount) {
     return mount;
   }

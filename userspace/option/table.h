@@ -8,6 +8,8 @@
 
 #include <linux/reuseport.h>
 
+/* In the kernel's style: NOLINTBEGIN(readability-identifier-naming) */
+
 /* Listeners the table holds at most, over all namespaces and users. */
 #define MAX_MEMBERS	65536
 
@@ -163,5 +165,7 @@ struct look {
 	__u32 seed;		/* of the choice */
 	__u32 unused;
 };
+
+/* NOLINTEND(readability-identifier-naming) */
 
 #endif /* OPTION_TABLE_H */

@@ -36,6 +36,8 @@ class Clients {
   ~Clients() { static_cast<void>(stop()); }
   Clients(const Clients&) = delete;
   Clients& operator=(const Clients&) = delete;
+  Clients(Clients&&) = delete;
+  Clients& operator=(Clients&&) = delete;
   /// How many were refused or reset.
   int stop() {
     if (thread_.joinable()) {

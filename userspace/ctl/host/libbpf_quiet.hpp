@@ -20,6 +20,8 @@ class LibbpfQuiet {
   ~LibbpfQuiet() { libbpf_set_print(before_); }
   LibbpfQuiet(const LibbpfQuiet&) = delete;
   LibbpfQuiet& operator=(const LibbpfQuiet&) = delete;
+  LibbpfQuiet(LibbpfQuiet&&) = delete;
+  LibbpfQuiet& operator=(LibbpfQuiet&&) = delete;
 
   static std::string& said() {
     thread_local std::string last;
