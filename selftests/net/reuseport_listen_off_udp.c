@@ -627,6 +627,12 @@ static bool pass_on(struct reader *r, int n)
 	for (i = 0; i < n; i++)
 		if (send(r->tx, "datagram", 8, 0) != 8)
 			return false;
+	/* A busy CPU may not have delivered them yet: wait for the last, which
+	 * has n before it.
+	 */
+	if (set_int(r->fd, SOL_SOCKET, SO_PEEK_OFF, 8 * n) ||
+	    recv(r->fd, buf, sizeof(buf), MSG_PEEK) != 8)
+		return false;
 	for (i = 0; i < n; i++)
 		if (recv(r->fd, buf, sizeof(buf), 0) != 8)
 			return false;
