@@ -42,7 +42,7 @@ std::vector<std::string> environment(const Children::Environment& more) {
     }
   }
   for (const auto& [key, value] : more) {
-    out.push_back(key + "=" + value);
+    out.emplace_back(key).append("=").append(value);
   }
   return out;
 }

@@ -312,11 +312,8 @@ class Drain {
     }
     if (failure.errnum == EBUSY || failure.exit == Exit::unsupported ||
         failure.exit == Exit::permission) {
-      if (auto fell = fall_back(failure); fell) {
-        return std::nullopt;
-      } else {
-        return Obstacle{fell.error(), Lasts::for_good};
-      }
+      const auto fell = fall_back(failure);
+      return fell ? std::nullopt : std::optional(Obstacle{fell.error(), Lasts::for_good});
     }
     return Obstacle{failure, Lasts::for_good};
   }

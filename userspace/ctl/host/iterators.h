@@ -5,6 +5,8 @@
 
 #include <linux/types.h>
 
+/* In the kernel's style: NOLINTBEGIN(readability-identifier-naming) */
+
 /* A socket whose reuseport group has a BPF program. */
 struct group_record {
 	__u64 cookie;
@@ -20,5 +22,7 @@ struct holder_record {
 	__u32 reuseport;	/* SO_REUSEPORT is set */
 	__u32 unused;
 };
+
+/* NOLINTEND(readability-identifier-naming) */
 
 #endif /* REUSEPORT_ITERATORS_H */

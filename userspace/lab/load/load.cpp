@@ -2,6 +2,7 @@
 #include "load/load.hpp"
 
 #include <arpa/inet.h>
+#include <pthread.h>
 #include <sys/epoll.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -312,6 +313,7 @@ bool Load::Loop::take_events(std::int64_t wait) {
 void Load::Loop::run() {
   next_start_ = now_ns();
   auto before = next_start_;
+  pthread_setname_np(pthread_self(), thread_name);  // from here on, a stall is seen
   while (!failure && (may_begin() || open_ > 0)) {
     std::int64_t wait = std::min(begin_due(before), stop_poll);
     if (!deadlines_.empty()) {

@@ -77,6 +77,8 @@ std::uint64_t count_wrong_generation(const std::vector<Answer>& answers,
 /// each of N clients begins anew as soon as its last connection ended; latency counts from there.
 class Load {
  public:
+  static constexpr const char* thread_name = "load";
+
   /// Starts the clients in the network namespace `ns`.
   static Result<std::unique_ptr<Load>> start(const LoadSpec& spec, int ns);
   ~Load();
