@@ -69,8 +69,8 @@ bool same_group(const DiagSocket& a, const DiagSocket& b) {
 std::array<std::uint8_t, 16> address_of(const Endpoint& e) {
   std::array<std::uint8_t, 16> address = e.addr;
   if (e.family == AF_INET) {
-    const auto end = std::copy(mapped_prefix.begin(), mapped_prefix.end(), address.begin());
-    std::copy_n(e.addr.begin(), 4, end);
+    std::copy_n(e.addr.begin(), 4,
+                std::copy(mapped_prefix.begin(), mapped_prefix.end(), address.begin()));
   }
   return address;
 }

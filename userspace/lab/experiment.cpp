@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "experiment.hpp"
 
-#include <signal.h>
+#include <signal.h>  // NOLINT(modernize-deprecated-headers): kill(), which csignal lacks
 
 #include <algorithm>
 #include <atomic>
@@ -344,7 +344,7 @@ Result<Measurement> Experiment::run() {
   if (!seen) {
     return tl::unexpected(seen.error());
   }
-  measured_.load = std::move(*seen);
+  measured_.load = *seen;
   const auto& load_seen = measured_.load;
   record.planned_ns =
       spec().connections == 0 ? spec().duration_ns

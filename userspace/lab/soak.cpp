@@ -10,7 +10,7 @@ namespace lab {
 namespace {
 
 /// Growth after the first two rounds that is no leak yet.
-constexpr std::int64_t growth_allowed_kb = 16 * 1024;
+constexpr std::int64_t growth_allowed_kb = std::int64_t{16} * 1024;
 /// stdin, stdout, stderr, control, epoll and the directory being read: all an old generation may
 /// still have open when it says goodbye.
 constexpr int descriptors_allowed = 6;

@@ -270,6 +270,69 @@ TEST_F(CtlTest, what_cannot_drain_is_never_exit_0) {
   EXPECT_EQ(ran.doc()["drain"]["drained"], false) << "close is never called a drain";
 }
 
+TEST_F(CtlTest, a_server_that_closes_with_connections_left_was_not_drained) {
+  const Running old = server(1, "idle");
+  std::vector<Fd> clients;
+  for (int i = 0; i < 6; i++) {
+    clients.push_back(connected());
+  }
+  const Running fresh = server(1);
+  const auto before = modes();
+  auto drain = start_tool({"drain", "--json", "--pid", pid_of(old)});
+  ASSERT_TRUE(test::eventually([&] { return at_work(drain, before); })) << drain.peek().err;
+  EXPECT_FALSE(test::eventually([&] { return drain.ended(); }, 500ms)) << drain.peek().err;
+  old.signal(SIGTERM);
+  const auto ran = drain.result();
+  EXPECT_EQ(ran.code, 1) << ran.out << ran.err;
+  // or, on a slow machine that has not begun by then, that there is no such process any more
+  if (ran.err.find("has ended") == std::string::npos) {
+    EXPECT_NE(ran.err.find("closed its listeners with 0 half-open requests and 6 queued left"),
+              std::string::npos)
+        << ran.err;
+    EXPECT_EQ(ran.doc()["error"]["detail"]["drained"], false) << ran.out;
+  }
+}
+
+TEST_F(CtlTest, a_drain_whose_output_nobody_reads_goes_on) {
+  Running old = server(1, "defer");
+  const Fd client = connected();
+  const Running fresh = server(1, "defer");
+  const auto before = modes();
+  auto drain = start_tool({"drain", "--pid", pid_of(old), "--signal", "TERM", "--wait"});
+  ASSERT_TRUE(test::eventually([&] { return at_work(drain, before); })) << drain.peek().err;
+  drain.stop_reading();
+  ASSERT_EQ(::send(client.get(), "x", 1, 0), 1);
+  EXPECT_TRUE(test::eventually([&] { return old.ended(); }, 60s));
+  EXPECT_EQ(drain.result().code, 1) << "it could not be said";
+}
+
+// Of UDP, for of TCP the kernel lets another user in on other devices alone.
+TEST_F(CtlTest, another_users_socket_is_no_newcomer) {
+  if (::geteuid() != 0) {
+    GTEST_SKIP() << "needs root to become somebody else";
+  }
+  const Running old = server(1, "udp idle reuseaddr");
+  const Running stranger({self()}, become_nobody,
+                         {"CTL_TEST_SERVER=" + port() + " 1 udp idle reuseaddr"});
+  ASSERT_TRUE(test::eventually([&] { return listeners().size() == 2; }));
+  expect_refused({{"drain", "--pid", pid_of(old), "--signal", "TERM"}, 7, "belongs to uid 65534"});
+  Running own({self()}, {}, {"CTL_TEST_SERVER=" + port() + " 1 udp idle reuseaddr plain"});
+  ASSERT_TRUE(test::eventually([&] { return listeners().size() == 3; }));
+  expect_refused({{"drain", "--pid", pid_of(old), "--signal", "TERM"}, 7, "would be left without"});
+  EXPECT_EQ(::kill(old.pid(), 0), 0);
+}
+
+TEST_F(StockCtl, in_a_time_namespace) {
+  const Running old = server(1);
+  const Running fresh = server(1);
+  const auto ran = Running({"unshare", "--time", "--fork", "--monotonic", "1000000", "--boottime",
+                            "1000000", tool(), "drain", "--timeout", "30", "--pid", pid_of(old),
+                            "--signal", "TERM", "--wait"})
+                       .result(20s);
+  EXPECT_EQ(ran.code, 0) << ran.err;
+  EXPECT_EQ(ask(), fresh.pid());
+}
+
 TEST_F(CtlTest, a_server_whose_first_thread_has_ended_is_not_closed) {
   const Running old = server(1, "threads defer");
   const Fd client = connected();
@@ -406,7 +469,7 @@ TEST_F(CtlTest, a_listener_without_reuseport_is_told_so) {
 }
 
 TEST_F(CtlTest, allow_last_works_with_every_method) {
-  for (const char* method : {"auto", "close"}) {
+  for (const char* method : {"auto", "option", "close"}) {
     Running old = server(1);
     const auto ran = run({"drain", "--method", method, "--allow-last", "--pid", pid_of(old),
                           "--signal", "TERM", "--wait"});

@@ -183,9 +183,6 @@ Running many_listeners(int first_port, int n) {
   });
 }
 
-/// Of kernels with BTF, as the distributions' are; without it descriptors are read one by one.
-class StockCtl : public CtlTest {};
-
 TEST_F(StockCtl, list_of_20000_takes_at_most_twice_the_time_of_ss) {
   ASSERT_EQ(::system("ss -V >/dev/null"), 0) << "needs ss(8), package iproute2";
   if (::access("/sys/kernel/btf/vmlinux", R_OK) != 0) {

@@ -23,7 +23,8 @@ class RestartTest : public CtlTest {
   Running supervise(std::vector<std::string> options, const std::string& how = "2",
                     const std::function<void()>& before = {}, std::vector<std::string> env = {},
                     const std::string& first = "") {
-    std::vector<std::string> args = {"restart", "--json"};
+    std::vector<std::string> args = within_;
+    args.insert(args.end(), {tool(), "restart", "--json"});
     args.insert(args.end(), options.begin(), options.end());
     how_ = how_name();
     say(how);
@@ -33,7 +34,7 @@ class RestartTest : public CtlTest {
       args.push_back(a);
     }
     env.push_back("NOTIFY_SOCKET=" + notify_);
-    return start_tool(args, before, env);
+    return Running(std::move(args), before, env);
   }
   void TearDown() override {
     for (const std::string& path : {how_, notify_}) {
@@ -70,6 +71,7 @@ class RestartTest : public CtlTest {
         [&] { return r.peek().out.find(R"("event":")" + event + '"') != std::string::npos; }, 60s);
   }
 
+  std::vector<std::string> within_;  ///< a command that runs the supervisor
   std::string how_;
   std::string notify_;
   Fd manager_;
@@ -164,19 +166,19 @@ bool runs(pid_t pid) {
   return end != std::string::npos && text.size() > end + 2 && text[end + 2] != 'Z';
 }
 
-int zombies_of(pid_t parent) {
-  int n = 0;
+/// The children of @p parent, zombies among them.
+std::vector<pid_t> children_of(pid_t parent) {
+  std::vector<pid_t> pids;
   for (const auto& entry : std::filesystem::directory_iterator("/proc")) {
     std::ifstream stat(entry.path() / "stat");
     std::string text;
     std::getline(stat, text);
     const auto end = text.rfind(')');
-    n += end != std::string::npos && text.substr(end + 2, 2) == "Z " &&
-                 std::atoi(text.c_str() + end + 4) == parent
-             ? 1
-             : 0;
+    if (end != std::string::npos && std::atoi(text.c_str() + end + 4) == parent) {
+      pids.push_back(std::atoi(text.c_str()));
+    }
   }
-  return n;
+  return pids;
 }
 
 std::string read(const std::string& path) {
@@ -276,7 +278,30 @@ TEST_F(RestartTest, a_subreaper_reaps_orphans) {
   ::unlink((how_name() + ".orphan").c_str());
   ASSERT_GT(orphan, 0);
   EXPECT_TRUE(test::eventually([&] { return ::kill(orphan, 0) != 0; }, 5s));
-  EXPECT_EQ(zombies_of(r.pid()), 0);
+  EXPECT_EQ(children_of(r.pid()).size(), 1U) << "the server alone";
+}
+
+TEST_F(RestartTest, as_pid_1_it_reaps_orphans_and_keeps_its_word) {
+  if (::geteuid() != 0) {
+    GTEST_SKIP() << "needs root to make a PID namespace";
+  }
+  within_ = {"unshare", "--pid", "--fork", "--kill-child", "--mount-proc"};
+  Running r = supervise({}, "2", {}, {}, "(sleep 0.2 &); ");
+  ASSERT_TRUE(saw(r, "started")) << r.peek().err;
+  ASSERT_EQ(children_of(r.pid()).size(), 1U);
+  const pid_t init = children_of(r.pid()).front();
+  EXPECT_TRUE(test::eventually([&] { return children_of(init).size() == 1; }, 5s));
+  const pid_t first = ask();
+  Load load([&] { return ask() != 0; });
+  ::kill(init, SIGHUP);
+  ASSERT_TRUE(saw(r, "old_ended")) << r.peek().err;
+  const auto [answered, failed] = load.stop();
+  EXPECT_GT(answered, 0);
+  EXPECT_EQ(failed, 0);
+  EXPECT_NE(ask(), first);
+  EXPECT_TRUE(test::eventually([&] { return children_of(init).size() == 1; }, 5s));
+  ::kill(init, SIGTERM);
+  EXPECT_EQ(r.result().code, 0) << r.peek().err;
 }
 
 TEST_F(RestartTest, stop_timeouts_run_side_by_side) {

@@ -23,12 +23,15 @@ namespace {
 
 volatile sig_atomic_t asked_to_end = 0;
 
-Fd listener_of(const Address& at, int type, bool reuseport, bool v6only) {
+Fd listener_of(const Address& at, int type, bool reuseport, bool reuseaddr, bool v6only) {
   Fd fd(::socket(at.family(), type | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
   const int one = 1;
   const int alone = v6only ? 1 : 0;
   if (at.family() == AF_INET6) {
     ::setsockopt(fd.get(), IPPROTO_IPV6, IPV6_V6ONLY, &alone, sizeof(alone));
+  }
+  if (reuseaddr) {
+    ::setsockopt(fd.get(), SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
   }
   if ((reuseport && ::setsockopt(fd.get(), SOL_SOCKET, SO_REUSEPORT, &one, sizeof(one)) != 0) ||
       ::bind(fd.get(), at.get(), at.len) != 0 ||
@@ -63,8 +66,8 @@ void fork_stranger(const Address& at) {
 }
 
 /// CTL_TEST_SERVER="PORT LISTENERS [ip=ADDRESS] [v6only] [plain] [idle] [stubborn] [defer] [v6]
-/// [udp] [fails] [keep] [threads] [forks] [stranger] [apart] [workers=N]": answers each connection
-/// with its pid; on TERM closes at once, without looking at its queue.
+/// [udp] [reuseaddr] [fails] [keep] [threads] [forks] [stranger] [apart] [workers=N]": answers each
+/// connection with its pid; on TERM closes at once, without looking at its queue.
 ///   plain     no SO_REUSEPORT
 ///   keep      connections stay open until the client closes them, or TERM cuts them
 ///   threads   the first thread ends, another serves
@@ -86,6 +89,7 @@ int serve(const std::string& how) {
   bool forks = false;
   bool stranger = false;
   bool plain = false;
+  bool reuseaddr = false;
   bool v6only = false;
   bool apart = false;
   int workers = 0;
@@ -102,6 +106,7 @@ int serve(const std::string& how) {
     forks = forks || word == "forks";
     stranger = stranger || word == "stranger";
     plain = plain || word == "plain";
+    reuseaddr = reuseaddr || word == "reuseaddr";
     v6only = v6only || word == "v6only";
     apart = apart || word == "apart";
     if (word == "fails") {
@@ -132,7 +137,8 @@ int serve(const std::string& how) {
     if (apart) {
       ip = "127.1." + std::to_string(i / 250) + "." + std::to_string(i % 250 + 1);
     }
-    fds.push_back(listener_of(address(ip, port), udp ? SOCK_DGRAM : SOCK_STREAM, !plain, v6only));
+    fds.push_back(
+        listener_of(address(ip, port), udp ? SOCK_DGRAM : SOCK_STREAM, !plain, reuseaddr, v6only));
     if (!fds.back()) {
       return 4;
     }

@@ -257,6 +257,8 @@ class CtlTest : public NetNsTest {
 
 /// Cases of the option itself: tests/run leaves them out where this kernel is to lack it.
 class OptionCtlTest : public CtlTest {};
+/// Cases of what distributions' kernels have and a small one lacks: BTF, time namespaces.
+class StockCtl : public CtlTest {};
 
 /// Clients that connect without pause in a child; how many failed. Counts and the word to stop are
 /// in shared memory: a signal would interrupt a client and look like a lost connection.
