@@ -180,6 +180,7 @@ struct sock {
 		atomic_t rmem_alloc;
 	} sk_backlog;
 	struct sock_reuseport *sk_reuseport_cb;
+	struct socket *sk_socket;
 };
 
 /* include/net/inet_connection_sock.h, include/linux/tcp.h */

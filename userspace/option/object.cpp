@@ -16,10 +16,13 @@
 #include <cstddef>
 #include <cstring>
 #include <ctime>
+#include <fstream>
+#include <limits>
 #include <string_view>
 #include <thread>
 #include <unordered_set>
 
+#include "host/bpf_iterator.hpp"
 #include "host/libbpf_quiet.hpp"
 #include "option/elf.h"
 
@@ -53,6 +56,20 @@ std::string hint_for(int errnum) {
   }
 }
 
+/// 0: the kernel does not say (CONFIG_KALLSYMS_ALL, kernel.kptr_restrict).
+std::uint64_t address_of_rcu_state() {
+  std::ifstream symbols("/proc/kallsyms");
+  std::uint64_t address = 0;
+  char type = 0;
+  for (std::string name; symbols >> std::hex >> address >> type >> name;) {
+    if (name == "rcu_state") {
+      return address;
+    }
+    symbols.ignore(std::numeric_limits<std::streamsize>::max(), '\n');
+  }
+  return 0;
+}
+
 /// Where BTF says the per-CPU variables are that call_find_rcu() needs.
 Status per_cpu_offsets(table::call& call) {
   const std::unique_ptr<btf, void (*)(btf*)> kernel(btf__load_vmlinux_btf(), btf__free);
@@ -81,36 +98,6 @@ void hurry_grace_period() {
   const Fd fd(::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
   const sockaddr_in any{AF_INET, 0, {}, {}};
   static_cast<void>(::bind(fd.get(), reinterpret_cast<const sockaddr*>(&any), sizeof(any)));
-}
-
-/// All records that an iterator gives.
-template <typename Record>
-Result<std::vector<Record>> read_all(const bpf_program* program) {
-  const std::unique_ptr<bpf_link, int (*)(bpf_link*)> link(
-      bpf_program__attach_iter(program, nullptr), bpf_link__destroy);
-  if (!link) {
-    return bpf_fail("bpf(BPF_LINK_CREATE, iterator)", errno);
-  }
-  const Fd iterator(bpf_iter_create(bpf_link__fd(link.get())));
-  if (!iterator) {
-    return bpf_fail("bpf(BPF_ITER_CREATE)", errno);
-  }
-  std::vector<Record> records;
-  std::array<Record, 128> some{};
-  for (;;) {
-    const ssize_t n = ::read(iterator.get(), some.data(), sizeof(some));
-    if (n < 0 && (errno == EINTR || errno == EAGAIN)) {
-      continue;
-    }
-    if (n < 0) {
-      return bpf_fail("read(iterator)", errno);
-    }
-    if (n == 0) {
-      return records;
-    }
-    records.insert(records.end(), some.begin(),
-                   some.begin() + n / static_cast<ssize_t>(sizeof(Record)));
-  }
 }
 
 }  // namespace
@@ -185,15 +172,8 @@ Result<Object> Object::open(GroupSize size, bool sees_closing) {
   }
 
   const table::settings settings{jiffies_per_second(), MAX_MEMBERS / 4, sees_closing ? 1U : 0U};
-  table::look look{};
-  if (::getrandom(&look.seed, sizeof(look.seed), 0) != sizeof(look.seed)) {
-    return fail("getrandom", errno);
-  }
-  bpf_map* settings_map = bpf_object__find_map_by_name(o.get(), ".rodata.settings");
-  bpf_map* look_map = bpf_object__find_map_by_name(o.get(), ".data.look");
-  if (settings_map == nullptr || look_map == nullptr ||
-      bpf_map__set_initial_value(settings_map, &settings, sizeof(settings)) != 0 ||
-      bpf_map__set_initial_value(look_map, &look, sizeof(look)) != 0) {
+  bpf_map* map = bpf_object__find_map_by_name(o.object_.get(), ".rodata.settings");
+  if (map == nullptr || bpf_map__set_initial_value(map, &settings, sizeof(settings)) != 0) {
     return fail("open the BPF object", EINVAL, "it is not the one this program was built with");
   }
   return o;
@@ -244,46 +224,59 @@ Status Object::load() {
   return {};
 }
 
-int Object::map(const char* name) const {
-  return bpf_object__find_map_fd_by_name(object_.get(), name);
+int Object::map(const std::string& name) const {
+  if (const auto held = held_maps_.find(name); held != held_maps_.end()) {
+    return held->second.get();
+  }
+  return object_ ? bpf_object__find_map_fd_by_name(object_.get(), name.c_str()) : -1;
 }
 
-bpf_program* Object::program(const char* name) const {
-  return bpf_object__find_program_by_name(object_.get(), name);
+int Object::program(const std::string& name) const {
+  if (const auto held = held_programs_.find(name); held != held_programs_.end()) {
+    return held->second.get();
+  }
+  return object_ ? bpf_program__fd(bpf_object__find_program_by_name(object_.get(), name.c_str()))
+                 : -1;
 }
 
-int Object::program_fd(const char* name) const {
-  return bpf_program__fd(program(name));
-}
-
-Status Object::find_namespace(table::look& look) const {
+Result<table::look> Object::find_namespace() const {
+  table::look look{};
+  if (::getrandom(&look.seed, sizeof(look.seed), 0) != sizeof(look.seed)) {
+    return fail("getrandom", errno);
+  }
   bpf_test_run_opts options{};
   options.sz = sizeof(options);
-  if (bpf_prog_test_run_opts(program_fd("find_namespace"), &options) != 0) {
+  options.ctx_in = &look;  // and out
+  options.ctx_size_in = sizeof(look);
+  if (bpf_prog_test_run_opts(program("find_namespace"), &options) != 0) {
     return bpf_fail("bpf(BPF_PROG_TEST_RUN, find_namespace)", errno);
-  }
-  const std::uint32_t zero = 0;
-  if (bpf_map_lookup_elem(map(".data.look"), &zero, &look) != 0) {
-    return bpf_fail("bpf(BPF_MAP_LOOKUP_ELEM, look)", errno);
   }
   if (look.net == 0 || look.lhash2 == 0 || look.lhash2_mask == 0) {
     return fail("look for the kernel's listeners", EOPNOTSUPP,
                 "reads of the kernel's memory give nothing: is it locked down?");
   }
+  return look;
+}
+
+Status Object::look_at(const table::look& look) const {
+  const std::uint32_t zero = 0;
+  if (bpf_map_update_elem(map(".data.look"), &zero, &look, BPF_ANY) != 0) {
+    return bpf_fail("bpf(BPF_MAP_UPDATE_ELEM, look)", errno);
+  }
   return {};
 }
 
 Result<std::vector<std::uint64_t>> Object::find_listeners() const {
-  return read_all<std::uint64_t>(program("find_listeners"));
+  return reuseport::detail::run_iterator<std::uint64_t>(program("find_listeners"));
 }
 
 Result<std::vector<table::datagram>> Object::find_datagrams() const {
-  return read_all<table::datagram>(program("find_datagrams"));
+  return reuseport::detail::run_iterator<table::datagram>(program("find_datagrams"));
 }
 
 Status Object::set_datagram_chooser() const {
   const std::uint32_t zero = 0;
-  const int chooser = program_fd("choose_datagram");
+  const int chooser = program("choose_datagram");
   if (bpf_map_update_elem(map("datagram_chooser"), &zero, &chooser, BPF_ANY) != 0) {
     return bpf_fail("bpf(BPF_MAP_UPDATE_ELEM, datagram_chooser)", errno);
   }
@@ -291,7 +284,7 @@ Status Object::set_datagram_chooser() const {
 }
 
 Status Object::take_datagram(int fd, std::uint64_t cookie) const {
-  const int stub = program_fd("reuseport_stub");
+  const int stub = program("reuseport_stub");
   if (::setsockopt(fd, SOL_SOCKET, SO_ATTACH_REUSEPORT_EBPF, &stub, sizeof(stub)) != 0) {
     return fail("setsockopt(SO_ATTACH_REUSEPORT_EBPF)", errno,
                 errno == EINVAL ? "not a bound UDP socket with SO_REUSEPORT" : "");
@@ -314,12 +307,26 @@ Status Object::take_datagram(int fd, std::uint64_t cookie) const {
   return fail("adopt", ENOSPC, "the table of UDP sockets is full");
 }
 
+Status Object::begin() const {
+  table::call call{};
+  for (int tries = 0; tries < 100; tries++) {
+    if (auto ran = run("call_begin", call); !ran) {
+      return ran;
+    }
+    if (call.error != -ENOMEM) {
+      break;
+    }
+    ::poll(nullptr, 0, 10);
+  }
+  return call.error == 0 ? Status{} : bpf_fail("start the timer of the tables", -call.error);
+}
+
 Status Object::run(const char* program, table::call& call) const {
   bpf_test_run_opts options{};
   options.sz = sizeof(options);
   options.data_in = options.data_out = &call;
   options.data_size_in = options.data_size_out = sizeof(call);
-  if (bpf_prog_test_run_opts(program_fd(program), &options) != 0) {
+  if (bpf_prog_test_run_opts(this->program(program), &options) != 0) {
     return bpf_fail(std::string("bpf(BPF_PROG_TEST_RUN, ") + program + ")", errno);
   }
   return {};
@@ -327,8 +334,11 @@ Status Object::run(const char* program, table::call& call) const {
 
 Status Object::see_grace_periods() const {
   table::call call{};
-  if (auto offsets = per_cpu_offsets(call); !offsets) {
-    return offsets;
+  call.rcu_state = address_of_rcu_state();
+  if (call.rcu_state == 0) {
+    if (auto offsets = per_cpu_offsets(call); !offsets) {
+      return offsets;
+    }
   }
   // any TCP socket will do to find the way in
   const Fd listener(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
@@ -368,6 +378,15 @@ Status Object::see_grace_periods() const {
   return fail(
       "look for grace periods", ENOTSUP,
       "the kernel does not say where it counts them (CONFIG_KALLSYMS_ALL), or is locked down");
+}
+
+Result<table::look> look_of(const Object& object, int netns) {
+  Result<table::look> look;
+  const auto ran = in_netns(netns, [&]() -> Status {
+    look = object.find_namespace();
+    return {};
+  });
+  return ran ? look : tl::unexpected(ran.error());
 }
 
 Status adopt_datagrams(const Object& object, const FindDescriptors& find) {

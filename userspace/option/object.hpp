@@ -10,8 +10,10 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "option/option.hpp"
@@ -40,9 +42,11 @@ inline constexpr const char* own_option = "the kernel has SO_REUSEPORT_LISTEN_OF
 /// Tells one build of the object from another.
 [[nodiscard]] std::uint64_t build_of(GroupSize size);
 
-/// The object of one group size, loaded.
+/// The object of one group size; loaded, or put together of maps and programs that were pinned.
 class Object {
  public:
+  /// What is pinned comes by hold_map() and hold_program().
+  Object() = default;
   /// Opens it; nothing is in the kernel yet.
   /// @p sees_closing  the programs will be told when a member closes
   [[nodiscard]] static Result<Object> open(GroupSize size, bool sees_closing);
@@ -52,16 +56,20 @@ class Object {
   [[nodiscard]] Status reuse(const std::string& map, int fd);
   [[nodiscard]] Status load();
 
-  [[nodiscard]] int map(const char* name) const;
-  [[nodiscard]] bpf_program* program(const char* name) const;
-  [[nodiscard]] int program_fd(const char* name) const;
-  [[nodiscard]] bpf_object* get() const { return object_.get(); }
+  void hold_map(const std::string& name, Fd fd) { held_maps_[name] = std::move(fd); }
+  void hold_program(const std::string& name, Fd fd) { held_programs_[name] = std::move(fd); }
 
-  /// Fills in `look` for the namespace that the caller is in, and gives it.
-  [[nodiscard]] Status find_namespace(table::look& look) const;
+  /// Descriptors; negative where there is none of that name.
+  [[nodiscard]] int map(const std::string& name) const;
+  [[nodiscard]] int program(const std::string& name) const;
+
+  /// For the network namespace that the caller is in: what choose() needs to know of it.
+  [[nodiscard]] Result<table::look> find_namespace() const;
+  /// Lets choose() of this object work in that namespace. Before it is attached.
+  [[nodiscard]] Status look_at(const table::look& look) const;
   /// Puts the listeners on `wanted` ports into `listeners`; their cookies.
   [[nodiscard]] Result<std::vector<std::uint64_t>> find_listeners() const;
-  /// Run in the namespace, after find_namespace(): its UDP sockets on `wanted` ports and in the
+  /// Run in the namespace: its UDP sockets on `wanted` ports and in the
   /// cgroups. Those that take_datagram() was given are taken in, and what connected or disconnected
   /// since is noted.
   [[nodiscard]] Result<std::vector<table::datagram>> find_datagrams() const;
@@ -70,6 +78,9 @@ class Object {
   [[nodiscard]] Status take_datagram(int fd, std::uint64_t cookie) const;
   /// Puts the choice for UDP where the program of the groups calls it.
   [[nodiscard]] Status set_datagram_chooser() const;
+
+  /// Readies the tables of a new scope, or for the programs of this build.
+  [[nodiscard]] Status begin() const;
 
   /// Runs a call_* program. Its own answer is in call.error.
   [[nodiscard]] Status run(const char* program, table::call& call) const;
@@ -86,12 +97,17 @@ class Object {
     void operator()(bpf_object* o) const { bpf_object__close(o); }
   };
   std::unique_ptr<bpf_object, Close> object_;
+  std::map<std::string, Fd> held_maps_;
+  std::map<std::string, Fd> held_programs_;
   GroupSize size_ = GroupSize::normal;
   mutable std::uint32_t next_index_ = 0;  // in `datagrams`, where a free one is looked for
   Fd waiter_;                             // see wait_grace_period()
   Fd waiter_inner_;
   table::grace_periods waited_{};
 };
+
+/// find_namespace() of @p netns; -1: the caller's own.
+[[nodiscard]] Result<table::look> look_of(const Object& object, int netns);
 
 /// Run in the namespace: takes in the UDP sockets there that are of an enabled cgroup, or in a
 /// group with one that is known, as far as @p find gives their descriptors. A group with a program

@@ -143,7 +143,7 @@ static __always_inline struct group *group_of(const struct member *m)
 
 /* --- the choice --- */
 
-/* written by find_namespace(), before this is attached */
+/* of its namespace; written by user space before it is attached */
 struct look look SEC(".data.look");
 
 static __always_inline u32 rol32(u32 word, int by)
@@ -641,7 +641,7 @@ struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 1024);
 	__type(key, u64);
-	__type(value, u8);
+	__type(value, struct look);
 } namespaces SEC(".maps");
 
 /* For user space alone */
@@ -1092,7 +1092,7 @@ int call_adopt(struct __sk_buff *skb)
 	sk = bpf_map_lookup_elem(&listeners, &cookie);
 	if (!sk)
 		return 0;
-	call->error = adopt(address_of(sk), cookie, look.netns);
+	call->error = adopt(address_of(sk), cookie, netns_of(address_of(sk)));
 	bpf_sk_release(sk);
 	return 0;
 }
@@ -1160,18 +1160,18 @@ int call_get_info(struct __sk_buff *skb)
 
 /* Run in the namespace: where the kernel keeps its listeners. */
 SEC("syscall")
-int find_namespace(void *ctx)
+int find_namespace(struct look *look)
 {
 	struct task_struct *task = (void *)bpf_get_current_task();
 	struct net *net = BPF_CORE_READ(task, nsproxy, net_ns);
 	struct inet_hashinfo *table =
 		BPF_CORE_READ(net, ipv4.tcp_death_row.hashinfo);
 
-	look.net = (u64)net;
-	look.netns = BPF_CORE_READ(net, net_cookie);
-	look.hash_mix = BPF_CORE_READ(net, hash_mix);
-	look.lhash2 = (u64)BPF_CORE_READ(table, lhash2);
-	look.lhash2_mask = BPF_CORE_READ(table, lhash2_mask);
+	look->net = (u64)net;
+	look->netns = BPF_CORE_READ(net, net_cookie);
+	look->hash_mix = BPF_CORE_READ(net, hash_mix);
+	look->lhash2 = (u64)BPF_CORE_READ(table, lhash2);
+	look->lhash2_mask = BPF_CORE_READ(table, lhash2_mask);
 	return 0;
 }
 
@@ -1183,11 +1183,14 @@ struct {
 } per_cpu SEC(".maps");
 
 /*
- * Finds the root of RCU's tree where kallsyms does not name it. It is reached
- * from the rcu_data of any CPU; of that, BTF says where in .data..percpu it is.
- * Two more things are needed: where that section is, which a variable in it
- * tells that struct proto points to, and how far this CPU's copy is from it,
- * which any value of a per-CPU map tells.
+ * Finds the number of RCU's grace period. A kernel without CONFIG_KALLSYMS_ALL
+ * does not say where its state is. There, the root of RCU's tree has nearly the
+ * same: it gets a new number before any CPU can pass through that grace period,
+ * and the next one after all have. It is reached from the rcu_data of any CPU;
+ * of that, BTF says where in .data..percpu it is. Two more things are needed:
+ * where that section is, which a variable in it tells that struct proto points
+ * to, and how far this CPU's copy is from it, which any value of a per-CPU map
+ * tells.
  */
 SEC("tc")
 int call_find_rcu(struct __sk_buff *skb)
@@ -1206,6 +1209,12 @@ int call_find_rcu(struct __sk_buff *skb)
 
 	if (!call || !all)
 		return -1;
+	if (call->rcu_state) {
+		all->rcu_sequence = call->rcu_state +
+			bpf_core_field_offset(struct rcu_state, gp_seq_polled);
+		call->error = 0;
+		return 0;
+	}
 	cookie = call->cookie;
 	call->error = -EINVAL;
 	socket = bpf_map_lookup_elem(&listeners, &cookie);
@@ -1229,8 +1238,32 @@ int call_find_rcu(struct __sk_buff *skb)
 			break;
 		node = parent;
 	}
-	all->rcu_root = (u64)node;
-	call->error = node ? 0 : -ENOENT;
+	call->error = -ENOENT;
+	if (!node)
+		return 0;
+	all->rcu_sequence = (u64)node +
+		bpf_core_field_offset(struct rcu_node, gp_seq);
+	call->error = 0;
+	return 0;
+}
+
+/* Before any group: gives try_all_again() its timer, or the one of this build. */
+SEC("tc")
+int call_begin(struct __sk_buff *skb)
+{
+	struct call *call = call_in(skb);
+	struct again *a;
+	u32 zero = 0;
+
+	if (!call)
+		return -1;
+	a = bpf_map_lookup_elem(&again, &zero);
+	if (!a)
+		return -1;
+	call->error = bpf_timer_init(&a->timer, &again, CLOCK_MONOTONIC);
+	if (call->error && call->error != -EBUSY)
+		return 0;
+	call->error = bpf_timer_set_callback(&a->timer, try_all_again);
 	return 0;
 }
 
@@ -1357,9 +1390,9 @@ int find_datagrams(struct bpf_iter__udp *ctx)
 	if (!m && !grouped)
 		return 0;	/* has left its group by connect(2) */
 	if (!m && index) {
-		describe(sk, look.netns, &key);
+		describe(sk, netns_of(sk), &key);
 		reclaim(&key);
-		if (!join(sk, cookie, look.netns, *index))
+		if (!join(sk, cookie, netns_of(sk), *index))
 			m = bpf_map_lookup_elem(&members, &cookie);
 	}
 	g = m ? group_of(m) : NULL;

@@ -2,6 +2,7 @@
 // The option for a cgroup and a network namespace, pinned below /sys/fs/bpf/reuseport/:
 //
 //   maps/NAME                the tables, shared by all programs
+//   programs/NAME            what the next tool needs, so that it loads nothing
 //   cgroups/ID/PROGRAM       links of the programs of a cgroup
 //   namespaces/COOKIE/choose link of sk_lookup in a network namespace
 #include <arpa/inet.h>
@@ -41,12 +42,15 @@ constexpr long cgroup2_magic = 0x63677270;  // CGROUP2_SUPER_MAGIC
 constexpr std::array shared_maps = {
     "listeners",      "members",          "groups", "involved", "users",         "common",
     "namespaces",     "keepsakes",        "hurry",  "cgroups",  "grace_periods", "datagrams",
-    "datagram_index", "datagram_chooser", "about"};
+    "datagram_index", "datagram_chooser", "again",  "about"};
 
 struct Hook {
   const char* program;
   bpf_attach_type type;
 };
+/// What of the rest the next tool needs. choose() is loaded for each namespace.
+constexpr std::array tools = {"find_namespace", "find_listeners", "find_datagrams",
+                              "call_adopt",     "call_get_info",  "reuseport_stub"};
 constexpr std::array hooks = {Hook{"see_closing", BPF_CGROUP_INET_SOCK_RELEASE},
                               Hook{"see_listening", BPF_CGROUP_SOCK_OPS},
                               Hook{"see_bound4", BPF_CGROUP_INET4_POST_BIND},
@@ -72,7 +76,7 @@ Status make_directory() {
       ::mount("bpf", "/sys/fs/bpf", "bpf", 0, "mode=0700") != 0) {
     return fail("mount(/sys/fs/bpf)", errno, "mount bpffs there");
   }
-  for (const char* below : {"", "/maps", "/cgroups", "/namespaces"}) {
+  for (const char* below : {"", "/maps", "/programs", "/cgroups", "/namespaces"}) {
     if (::mkdir((std::string(pins) + below).c_str(), 0700) != 0 && errno != EEXIST) {
       return fail("mkdir(" + std::string(pins) + below + ")", errno);
     }
@@ -163,6 +167,46 @@ Result<Object> load_object(const std::optional<table::about>& about, GroupSize s
   return object;
 }
 
+std::vector<std::string> lasting_programs() {
+  std::vector<std::string> names(tools.begin(), tools.end());
+  for (const Hook& hook : hooks) {
+    names.emplace_back(hook.program);
+  }
+  return names;
+}
+
+/// What is pinned: nothing is loaded.
+Result<Object> pinned_object() {
+  Object object;
+  for (const char* name : shared_maps) {
+    Fd map = pinned(std::string("maps/") + name);
+    if (!map) {
+      return bpf_fail(std::string("bpf(BPF_OBJ_GET, ") + name + ")", errno);
+    }
+    object.hold_map(name, std::move(map));
+  }
+  for (const std::string& name : lasting_programs()) {
+    Fd program = pinned("programs/" + name);
+    if (!program) {
+      return bpf_fail("bpf(BPF_OBJ_GET, " + name + ")", errno);
+    }
+    object.hold_program(name, std::move(program));
+  }
+  return object;
+}
+
+/// In the place of those of another build, where there are.
+Status pin_programs(const Object& object) {
+  for (const std::string& name : lasting_programs()) {
+    const std::string path = pin("programs/" + name);
+    ::unlink(path.c_str());
+    if (bpf_obj_pin(object.program(name), path.c_str()) != 0) {
+      return bpf_fail("bpf(BPF_OBJ_PIN, " + name + ")", errno);
+    }
+  }
+  return {};
+}
+
 /// Attaches a program, or puts it in the place of the one that is there.
 Result<bool> attach(const std::string& below, int program, int target, bpf_attach_type type) {
   if (const Fd link = pinned(below)) {
@@ -208,7 +252,7 @@ Status attach_hooks(const Object& object, const std::string& of, int cgroup, boo
   ::mkdir(pin(of).c_str(), 0700);
   for (const Hook& hook : hooks) {
     const auto attached =
-        attach(of + "/" + hook.program, object.program_fd(hook.program), cgroup, hook.type);
+        attach(of + "/" + hook.program, object.program(hook.program), cgroup, hook.type);
     if (!attached) {
       return tl::unexpected(attached.error());
     }
@@ -217,10 +261,9 @@ Status attach_hooks(const Object& object, const std::string& of, int cgroup, boo
   return {};
 }
 
-template <typename Key>
-Status put(const Object& object, const char* map, const Key& key) {
-  const std::uint8_t one = 1;
-  if (bpf_map_update_elem(object.map(map), &key, &one, BPF_ANY) != 0) {
+template <typename Value>
+Status put(const Object& object, const char* map, std::uint64_t key, const Value& value) {
+  if (bpf_map_update_elem(object.map(map), &key, &value, BPF_ANY) != 0) {
     return bpf_fail(std::string("bpf(BPF_MAP_UPDATE_ELEM, ") + map + ")", errno);
   }
   return {};
@@ -269,20 +312,100 @@ std::vector<Key> keys_of(int map) {
   return keys;
 }
 
-/// The programs of all other cgroups, too. Those of other namespaces stay what they are: they are
-/// bound to their namespace, and of the same version of the tables.
-Status replace_others(const Object& object, const std::string& of) {
+/// The programs of all other cgroups and namespaces, too.
+Status replace_others(const Object& object, const table::about& about, const std::string& of,
+                      std::uint64_t netns) {
   for (const std::string& name : names_in("cgroups")) {
     const std::string other = "cgroups/" + name;
     for (const Hook& hook : hooks) {
       const Fd link = other == of ? Fd() : pinned(other + "/" + hook.program);
-      if (link && bpf_link_update(link.get(), object.program_fd(hook.program), nullptr) != 0 &&
+      if (link && bpf_link_update(link.get(), object.program(hook.program), nullptr) != 0 &&
           errno != ENOLINK) {
         return bpf_fail("bpf(BPF_LINK_UPDATE, " + other + ")", errno);
       }
     }
   }
+  for (const auto cookie : keys_of<std::uint64_t>(object.map("namespaces"))) {
+    table::look look{};
+    if (cookie == netns || bpf_map_lookup_elem(object.map("namespaces"), &cookie, &look) != 0) {
+      continue;
+    }
+    const auto chooser = load_object(about, GroupSize::normal, {"choose"});
+    if (!chooser) {
+      return tl::unexpected(chooser.error());
+    }
+    if (auto ok = chooser->look_at(look); !ok) {
+      return ok;
+    }
+    const Fd link = pinned("namespaces/" + std::to_string(cookie) + "/choose");
+    if (link && bpf_link_update(link.get(), chooser->program("choose"), nullptr) != 0 &&
+        errno != ENOLINK) {
+      return bpf_fail("bpf(BPF_LINK_UPDATE, choose)", errno);
+    }
+  }
   return {};
+}
+
+/// Adopts the listeners of the namespace that the caller is in.
+Status adopt_all(const Object& object, const FindDescriptors& find, Enabled& done) {
+  const auto cookies = object.find_listeners();
+  if (!cookies) {
+    return tl::unexpected(cookies.error());
+  }
+  for (const std::uint64_t cookie : *cookies) {
+    table::call call{};
+    call.cookie = cookie;
+    if (auto ran = object.run("call_adopt", call); !ran) {
+      return ran;
+    }
+    (call.error == 0 ? done.listeners : done.refused)++;
+  }
+  if (auto ok = adopt_datagrams(object, find); !ok) {
+    return ok;
+  }
+  const auto datagrams = object.find_datagrams();
+  if (!datagrams) {
+    return tl::unexpected(datagrams.error());
+  }
+  for (const table::datagram& each : *datagrams) {
+    (each.known != 0 ? done.datagrams : done.refused)++;
+  }
+  return {};
+}
+
+/// Writes down that it is enabled, and pins the tables.
+Status pin_maps(const Object& object, const table::about& about) {
+  if (auto ok = write_about(object, about); !ok) {
+    return ok;
+  }
+  for (const char* name : shared_maps) {
+    if (bpf_obj_pin(object.map(name), pin(std::string("maps/") + name).c_str()) != 0) {
+      return bpf_fail(std::string("bpf(BPF_OBJ_PIN, ") + name + ")", errno);
+    }
+  }
+  return {};
+}
+
+/// sk_lookup programs of a network namespace.
+std::uint32_t choosers_in(int netns) {
+  struct bpf_prog_query_opts query {};
+  query.sz = sizeof(query);
+  return bpf_prog_query_opts(netns, BPF_SK_LOOKUP, &query) == 0 ? query.prog_cnt : 0;
+}
+
+/// 0 once it is gone, or where it cannot be looked at.
+std::uint64_t inode_of_netns(const std::string& below) {
+  const Fd link = pinned(below);
+  bpf_link_info info{};
+  std::uint32_t len = sizeof(info);
+  return link && bpf_obj_get_info_by_fd(link.get(), &info, &len) == 0 ? info.netns.netns_ino : 0;
+}
+
+/// Whether that namespace has its program, and its place in the table.
+bool is_enabled(const Object& object, const std::string& in, std::uint64_t netns) {
+  table::look look{};
+  return inode_of_netns(in + "/choose") != 0 &&
+         bpf_map_lookup_elem(object.map("namespaces"), &netns, &look) == 0;
 }
 
 /// Leaves the directory itself, which is locked.
@@ -300,10 +423,12 @@ void take_away_all_below() {
     }
   }
   ::unlink(pin("maps/about").c_str());
-  for (const std::string& name : names_in("maps")) {
-    ::unlink(pin("maps/" + name).c_str());
+  for (const char* directory : {"maps", "programs"}) {
+    for (const std::string& name : names_in(directory)) {
+      ::unlink(pin(std::string(directory) + "/" + name).c_str());
+    }
+    ::rmdir(pin(directory).c_str());
   }
-  ::rmdir(pin("maps").c_str());
 }
 
 void take_away() {
@@ -382,14 +507,6 @@ std::string path_of_cgroup(std::uint64_t id) {
   return fs::read_symlink("/proc/self/fd/" + std::to_string(fd.get()), ignored);
 }
 
-/// 0 once it is gone, or where it cannot be looked at.
-std::uint64_t inode_of_netns(const std::string& below) {
-  const Fd link = pinned(below);
-  bpf_link_info info{};
-  std::uint32_t len = sizeof(info);
-  return link && bpf_obj_get_info_by_fd(link.get(), &info, &len) == 0 ? info.netns.netns_ino : 0;
-}
-
 /// What is pinned of namespaces that are gone holds memory, and room in the map.
 void forget_removed_namespaces() {
   const Fd map = pinned("maps/namespaces");
@@ -452,85 +569,83 @@ Result<Enabled> enable(int cgroup, int netns, GroupSize size, const FindDescript
   // programs of another build are replaced, those of this one stay
   const GroupSize built = *about ? static_cast<GroupSize>((*about)->group_size) : size;
   const std::uint64_t build = build_of(built);
-  const bool replace = done.first || (*about)->build != build;
-  const std::string of = "cgroups/" + std::to_string(cgroup_id);
-  const bool hook = replace || !all_pinned(of);
-  std::vector<std::string> programs = {"choose",         "choose_datagram", "reuseport_stub",
-                                       "find_namespace", "find_listeners",  "find_datagrams",
-                                       "call_adopt"};
-  if (hook) {
-    for (const Hook& each : hooks) {
-      programs.emplace_back(each.program);
+  bool replace = done.first || (*about)->build != build;
+  auto object = replace ? Result<Object>() : pinned_object();
+  replace = replace || !object;  // or something is gone
+  if (replace) {
+    std::vector<std::string> programs = lasting_programs();
+    for (const char* name :
+         {"choose", "choose_datagram", "call_find_rcu", "call_grace_period", "call_begin"}) {
+      programs.emplace_back(name);
     }
-  }
-  if (replace) {
-    programs.emplace_back("call_find_rcu");
-    programs.emplace_back("call_grace_period");
-  }
-  auto object = load_object(*about, size, programs);
-  if (!object) {
-    return failed(object.error());
-  }
-  if (replace) {
+    object = load_object(*about, size, programs);
+    if (!object) {
+      return failed(object.error());
+    }
     if (auto ok = object->see_grace_periods(); !ok) {
       return failed(ok.error());
     }
+    if (auto ok = object->begin(); !ok) {
+      return failed(ok.error());
+    }
   }
-  table::look look{};
-  Fd own_netns;
-  if (auto ok = in_netns(netns, [&] { return object->find_namespace(look); }); !ok) {
-    return failed(ok.error());
+  const auto look = look_of(*object, netns);
+  if (!look) {
+    return failed(look.error());
   }
-  if (netns < 0) {
-    own_netns.reset(::open("/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC));
-  }
+  const Fd own_netns(netns < 0 ? ::open("/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC) : -1);
   const int namespace_fd = netns < 0 ? own_netns.get() : netns;
-  std::uint32_t attached = 0;
-  struct bpf_prog_query_opts query {};
-  query.sz = sizeof(query);
-  if (bpf_prog_query_opts(namespace_fd, BPF_SK_LOOKUP, &query) == 0) {
-    attached = query.prog_cnt;
-  }
-
   if (done.first) {
     table::about now{};
     now.version = TABLE_VERSION;
     now.group_size = static_cast<std::uint32_t>(size);
     now.since = static_cast<std::uint64_t>(::time(nullptr));
-    if (auto ok = write_about(*object, now); !ok) {
+    if (auto ok = pin_maps(*object, now); !ok) {
       return failed(ok.error());
-    }
-    for (const char* name : shared_maps) {
-      if (bpf_obj_pin(object->map(name), pin(std::string("maps/") + name).c_str()) != 0) {
-        return failed(bpf_fail(std::string("bpf(BPF_OBJ_PIN, ") + name + ")", errno).value());
-      }
     }
     *about = now;
   }
 
   // Who chooses comes first, so no mode is taken that nothing honours.
-  const std::string in = "namespaces/" + std::to_string(look.netns);
-  ::mkdir(pin(in).c_str(), 0700);
-  auto fresh = attach(in + "/choose", object->program_fd("choose"), namespace_fd, BPF_SK_LOOKUP);
-  if (!fresh) {
-    ::rmdir(pin(in).c_str());
-    return failed(fresh.error());
+  const std::string in = "namespaces/" + std::to_string(look->netns);
+  done.foreign = choosers_in(namespace_fd);
+  const bool choose = replace || !is_enabled(*object, in, look->netns);
+  if (choose) {
+    auto other = replace ? Result<Object>() : load_object(*about, size, {"choose"});
+    if (!other) {
+      return failed(other.error());
+    }
+    const Object& chooser = replace ? *object : *other;
+    if (auto ok = chooser.look_at(*look); !ok) {
+      return failed(ok.error());
+    }
+    ::mkdir(pin(in).c_str(), 0700);
+    const auto fresh =
+        attach(in + "/choose", chooser.program("choose"), namespace_fd, BPF_SK_LOOKUP);
+    if (!fresh) {
+      ::rmdir(pin(in).c_str());
+      return failed(fresh.error());
+    }
+    done.new_namespace = *fresh;
   }
-  done.new_namespace = *fresh;
-  done.foreign = attached - (*fresh || attached == 0 ? 0 : 1);
+  done.foreign -= done.new_namespace || done.foreign == 0 ? 0 : 1;
 
+  const std::string of = "cgroups/" + std::to_string(cgroup_id);
   if (replace) {
     if (auto ok = object->set_datagram_chooser(); !ok) {
       return failed(ok.error());
     }
   }
-  if (hook) {
+  if (replace || !all_pinned(of)) {
     if (auto ok = attach_hooks(*object, of, cgroup, done.new_cgroup); !ok) {
       return failed(ok.error());
     }
   }
   if (replace) {
-    if (auto ok = replace_others(*object, of); !ok) {
+    if (auto ok = replace_others(*object, **about, of, look->netns); !ok) {
+      return failed(ok.error());
+    }
+    if (auto ok = pin_programs(*object); !ok) {
       return failed(ok.error());
     }
     done.replaced = !done.first;
@@ -539,39 +654,15 @@ Result<Enabled> enable(int cgroup, int netns, GroupSize size, const FindDescript
       return failed(ok.error());
     }
   }
-  if (auto ok = put(*object, "cgroups", cgroup_id); !ok) {
+  if (auto ok = put(*object, "cgroups", cgroup_id, std::uint8_t{1}); !ok) {
     return failed(ok.error());
   }
-  if (auto ok = put(*object, "namespaces", look.netns); !ok) {
-    return failed(ok.error());
+  if (choose) {
+    if (auto ok = put(*object, "namespaces", look->netns, *look); !ok) {
+      return failed(ok.error());
+    }
   }
-
-  const auto adopt = [&]() -> Status {
-    const auto cookies = object->find_listeners();
-    if (!cookies) {
-      return tl::unexpected(cookies.error());
-    }
-    for (const std::uint64_t cookie : *cookies) {
-      table::call call{};
-      call.cookie = cookie;
-      if (auto ran = object->run("call_adopt", call); !ran) {
-        return ran;
-      }
-      (call.error == 0 ? done.listeners : done.refused)++;
-    }
-    if (auto ok = adopt_datagrams(*object, find); !ok) {
-      return ok;
-    }
-    const auto datagrams = object->find_datagrams();
-    if (!datagrams) {
-      return tl::unexpected(datagrams.error());
-    }
-    for (const table::datagram& each : *datagrams) {
-      (each.known != 0 ? done.datagrams : done.refused)++;
-    }
-    return {};
-  };
-  if (auto ok = in_netns(netns, adopt); !ok) {
+  if (auto ok = in_netns(netns, [&] { return adopt_all(*object, find, done); }); !ok) {
     return failed(ok.error());
   }
   return done;
@@ -620,7 +711,10 @@ Result<ScopeState> state() {
     state.namespaces.push_back(
         {std::stoull(name), inode_of_netns("namespaces/" + name + "/choose")});
   }
-  const auto object = load_object(*about, state.size, {"call_get_info"});
+  auto object = pinned_object();
+  if (!object) {  // a tool was killed before it pinned them
+    object = load_object(*about, state.size, {"call_get_info"});
+  }
   if (!object) {
     return tl::unexpected(object.error());
   }

@@ -86,8 +86,11 @@ Result<Session> Session::start(int netns, GroupSize size, FindDescriptors find) 
     return tl::unexpected(object.error());
   }
   object->only({"choose", "choose_datagram", "reuseport_stub", "find_namespace", "find_listeners",
-                "find_datagrams", "call_adopt", "call_set_mode", "call_get_info"});
+                "find_datagrams", "call_adopt", "call_set_mode", "call_get_info", "call_begin"});
   if (auto ok = object->load(); !ok) {
+    return tl::unexpected(ok.error());
+  }
+  if (auto ok = object->begin(); !ok) {
     return tl::unexpected(ok.error());
   }
   if (auto ok = object->set_datagram_chooser(); !ok) {
@@ -99,12 +102,15 @@ Result<Session> Session::start(int netns, GroupSize size, FindDescriptors find) 
   if (!parts->netns) {
     return fail("open(/proc/thread-self/ns/net)", errno);
   }
-  table::look look{};
-  if (auto ok = in_netns(netns, [&] { return parts->object.find_namespace(look); }); !ok) {
+  const auto look = look_of(parts->object, netns);
+  if (!look) {
+    return tl::unexpected(look.error());
+  }
+  if (auto ok = parts->object.look_at(*look); !ok) {
     return tl::unexpected(ok.error());
   }
-  parts->link.reset(bpf_link_create(parts->object.program_fd("choose"), parts->netns.get(),
-                                    BPF_SK_LOOKUP, nullptr));
+  parts->link.reset(
+      bpf_link_create(parts->object.program("choose"), parts->netns.get(), BPF_SK_LOOKUP, nullptr));
   if (!parts->link) {
     return bpf_fail("bpf(BPF_LINK_CREATE, sk_lookup)", errno);
   }

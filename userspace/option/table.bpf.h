@@ -127,25 +127,17 @@ static __always_inline struct common *common_to_all(void)
 
 /*
  * What get_state_synchronize_rcu() and poll_state_synchronize_rcu() look at
- * (kernel/rcu/tree.c). A kernel without CONFIG_KALLSYMS_ALL does not say where
- * that is. There, the root of RCU's tree has nearly the same: it gets a new
- * number before any CPU can pass through that grace period, and the next one
- * after all have. call_find_rcu() finds it. Without that, too, user space counts
- * the grace periods it has waited for.
+ * (kernel/rcu/tree.c), where call_find_rcu() found it. Without it, user space
+ * counts the grace periods it has waited for.
  */
-extern const void rcu_state __ksym __weak;
-
 static __always_inline bool rcu_sequence(const struct common *all, u64 *sequence)
 {
-	const struct rcu_state *state = &rcu_state;
-	const struct rcu_node *root = (const struct rcu_node *)all->rcu_root;
+	unsigned long number;
 
-	if (state)
-		*sequence = BPF_CORE_READ(state, gp_seq_polled);
-	else if (root)
-		*sequence = BPF_CORE_READ(root, gp_seq);
-	else
+	if (!all->rcu_sequence ||
+	    bpf_probe_read_kernel(&number, sizeof(number), (void *)all->rcu_sequence))
 		return false;
+	*sequence = number;
 	return true;
 }
 
@@ -349,6 +341,12 @@ static __always_inline void describe(const struct sock *sk, u64 netns,
 	} else {
 		key->address[0] = BPF_CORE_READ(sk, __sk_common.skc_rcv_saddr);
 	}
+}
+
+/* Cookie of the network namespace of a socket. */
+static __always_inline u64 netns_of(const struct sock *sk)
+{
+	return BPF_CORE_READ(sk, __sk_common.skc_net.net, net_cookie);
 }
 
 static __always_inline bool has_reuseport(const struct sock *sk)
@@ -609,6 +607,7 @@ static __always_inline void put_aside(struct group *g, u32 slot, u64 cookie)
 static long sweep_one(u32 i, struct group **group)
 {
 	struct group *g = *group;
+	const struct sock *sk;
 	struct slot *s;
 	u32 n, slot;
 	u64 cookie;
@@ -624,8 +623,11 @@ static long sweep_one(u32 i, struct group **group)
 	    is_hashed(s, cookie, g->protocol))
 		return 0;
 	/* who may listen again must be known before lookups come by it */
+	sk = (const struct sock *)s->sk;
 	if (!settings.sees_closing || g->protocol != IPPROTO_TCP ||
-	    s->closing || cookie_of((const struct sock *)s->sk) != cookie)
+	    s->closing || cookie_of(sk) != cookie ||
+	    /* closed before it was adopted, so see_closing() did not know it */
+	    !BPF_CORE_READ(sk, sk_socket))
 		let_go(g, cookie);
 	else if (s->section != ASIDE)
 		put_aside(g, slot, cookie);
@@ -687,12 +689,61 @@ static __always_inline void reclaim(const struct group_key *key)
 
 static int look_after(void *map, struct group_key *key, struct group *value);
 
+/* The timer that starts those of groups which could not be; has its memory. */
+struct again {
+	struct bpf_timer timer;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, struct again);
+} again SEC(".maps");
+
+static __always_inline void start_trying_again(void)
+{
+	u32 zero = 0;
+	struct again *a = bpf_map_lookup_elem(&again, &zero);
+
+	if (a)
+		bpf_timer_start(&a->timer, 10 * MS, 0);
+}
+
 /* Groups all of whose members are ON need nobody to look after them. */
 static __always_inline void start_looking_after(struct group *g)
 {
-	bpf_timer_init(&g->timer, &groups, CLOCK_MONOTONIC);
+	long err = bpf_timer_init(&g->timer, &groups, CLOCK_MONOTONIC);
+
+	if (err && err != -EBUSY) {
+		/* newer kernels may lack memory here, for a moment */
+		*(volatile u8 *)&g->unattended = true;
+		start_trying_again();
+		return;
+	}
 	bpf_timer_set_callback(&g->timer, look_after);
 	bpf_timer_start(&g->timer, 10 * MS, 0);
+}
+
+static long try_again(void *map, struct group_key *key, struct group *value,
+		      void *unused)
+{
+	struct group *g;
+
+	if (!*(volatile u8 *)&value->unattended)
+		return 0;
+	g = bpf_map_lookup_elem(&groups, key);
+	if (g) {
+		*(volatile u8 *)&g->unattended = false;
+		start_looking_after(g);
+	}
+	return 0;
+}
+
+static int try_all_again(void *map, u32 *key, struct again *value)
+{
+	bpf_for_each_map_elem(&groups, try_again, NULL, 0);
+	return 0;
 }
 
 static int look_after(void *map, struct group_key *key, struct group *value)

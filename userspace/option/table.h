@@ -72,6 +72,7 @@ struct group {
 	__u8 involved;		/* counts in `involved` */
 	__u8 quiet_ticks;	/* of the timer, with all members ON */
 	__u8 protocol;
+	__u8 unattended;	/* its timer got no memory */
 	__u64 program;		/* UDP: address of ours, on the kernel's group */
 	__u64 changes;		/* of counts */
 	struct slot slots[GROUP_SIZE];
@@ -91,7 +92,8 @@ struct call {
 	__u64 cookie;
 	__s32 error;		/* out: 0 or a negative errno */
 	__u32 mode;
-	__u32 rcu_data;		/* in, call_find_rcu(): offsets in .data..percpu */
+	__u64 rcu_state;	/* in, call_find_rcu(): address, or 0 and ... */
+	__u32 rcu_data;		/* ... offsets in .data..percpu */
 	__u32 fw_alloc;
 	__u32 unknown;		/* out: in the kernel's group, not in ours */
 	struct reuseport_listen_info info;	/* out */
@@ -109,7 +111,7 @@ enum left_reason {
 /* What all programs share. */
 struct common {
 	__u64 barrier;		/* no value: an atomic to order by */
-	__u64 rcu_root;		/* address of struct rcu_node, or 0 */
+	__u64 rcu_sequence;	/* address of the number of RCU's grace period, or 0 */
 	__u32 last_group_id;
 	__u32 unused;
 	__u64 left[LEFT_REASONS];	/* lookups left to the kernel although a port is involved */
@@ -125,7 +127,7 @@ struct grace_periods {
  * Pinned with the maps. Programs of another version do not understand them; it
  * changes with every struct above and with what programs do with them.
  */
-#define TABLE_VERSION	6
+#define TABLE_VERSION	7
 
 struct about {
 	__u32 version;
@@ -155,9 +157,9 @@ struct settings {
 	__u32 sees_closing;	/* see_closing() is attached for all members */
 };
 
-/* Read once for a namespace, before sk_lookup is attached there. */
+/* Of a namespace, for the program that chooses there. */
 struct look {
-	__u64 netns;		/* cookie; in: expected */
+	__u64 netns;		/* cookie */
 	__u64 net;		/* address of struct net */
 	__u64 lhash2;		/* address of the table of listeners */
 	__u32 lhash2_mask;

@@ -245,6 +245,18 @@ TEST_F(StockScope, same_address_in_another_namespace) {
   EXPECT_EQ(try_connect(to), ECONNREFUSED);
 }
 
+/// As if a tool of another build had been here.
+bool pretend_another_build() {
+  const Fd map(bpf_obj_get((std::string(pins) + "/maps/about").c_str()));
+  const std::uint32_t zero = 0;
+  table::about about{};
+  if (bpf_map_lookup_elem(map.get(), &zero, &about) != 0) {
+    return false;
+  }
+  about.build++;
+  return bpf_map_update_elem(map.get(), &zero, &about, BPF_ANY) == 0;
+}
+
 // Programs of another build are replaced one after the other, and at no moment does a listener
 // that is OFF get a connection, or one that is ON miss one.
 TEST_F(StockScope, upgrade_under_load) {
@@ -265,12 +277,7 @@ TEST_F(StockScope, upgrade_under_load) {
     }
   });
   for (int i = 0; i < 5; i++) {
-    const Fd map(bpf_obj_get((std::string(pins) + "/maps/about").c_str()));
-    const std::uint32_t zero = 0;
-    table::about about{};
-    ASSERT_EQ(bpf_map_lookup_elem(map.get(), &zero, &about), 0);
-    about.build++;  // a tool of another build was here
-    ASSERT_EQ(bpf_map_update_elem(map.get(), &zero, &about, BPF_ANY), 0);
+    ASSERT_TRUE(pretend_another_build());
     EXPECT_TRUE(enable_here().replaced);
     EXPECT_EQ(get_info(a).mode, static_cast<unsigned>(REUSEPORT_LISTEN_OFF));
   }
@@ -278,6 +285,46 @@ TEST_F(StockScope, upgrade_under_load) {
   clients.join();
   EXPECT_EQ(wrong, 0) << served << " served";
   EXPECT_GT(served, 100);
+}
+
+/// Of the program that chooses in that namespace; 0: there is none.
+std::uint32_t chooser_of(std::uint64_t netns) {
+  const std::string pinned = std::string(pins) + "/namespaces/" + std::to_string(netns) + "/choose";
+  const Fd link(bpf_obj_get(pinned.c_str()));
+  bpf_link_info info{};
+  std::uint32_t len = sizeof(info);
+  return link && bpf_obj_get_info_by_fd(link.get(), &info, &len) == 0 ? info.prog_id : 0;
+}
+
+// In every namespace, also in those that nobody names.
+TEST_F(StockScope, upgrade_of_other_namespaces) {
+  enable_here();
+  const Fd here(::open("/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC));
+  EXPECT_TRUE(in_child([&] {
+    if (::unshare(CLONE_NEWNET) != 0 || !set_lo(true) || !enable(dir_.get())) {
+      return false;
+    }
+    const Fd there(::open("/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC));
+    const Fd a = open_listener(address("127.0.0.1"));
+    const Fd b = open_listener(local_address(a.get()));
+    std::uint64_t cookie = 0;
+    socklen_t len = sizeof(cookie);
+    if (set_mode(a, REUSEPORT_LISTEN_OFF) != 0 ||
+        ::getsockopt(a.get(), SOL_SOCKET, SO_NETNS_COOKIE, &cookie, &len) != 0) {
+      return false;
+    }
+    const std::uint32_t before = chooser_of(cookie);
+    if (before == 0 || !pretend_another_build() || ::setns(here.get(), CLONE_NEWNET) != 0) {
+      return false;
+    }
+    const auto done = enable(dir_.get());
+    if (!done || !done->replaced || ::setns(there.get(), CLONE_NEWNET) != 0) {
+      return false;
+    }
+    const std::uint32_t after = chooser_of(cookie);
+    const auto got = spread(local_address(a.get()), {&a, &b});
+    return after != 0 && after != before && got[0] == 0 && got[1] > 0;
+  }));
 }
 
 #ifdef __x86_64__

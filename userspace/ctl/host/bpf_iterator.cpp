@@ -74,7 +74,11 @@ Status run_iterator(Iterator which, std::size_t size,
   if (!loaded) {
     return tl::unexpected(loaded.error());
   }
-  const Fd link(bpf_link_create(bpf_program__fd(program), 0, BPF_TRACE_ITER, nullptr));
+  return run_iterator(bpf_program__fd(program), size, each);
+}
+
+Status run_iterator(int program, std::size_t size, const std::function<void(const char*)>& each) {
+  const Fd link(bpf_link_create(program, 0, BPF_TRACE_ITER, nullptr));
   if (!link) {
     return bpf_fail("bpf(BPF_LINK_CREATE)", errno);
   }

@@ -27,9 +27,12 @@ enum class Iterator {
 /// capabilities.
 Status run_iterator(Iterator which, std::size_t size, const std::function<void(const char*)>& each);
 
+/// The same with a program that is loaded, by its descriptor.
+Status run_iterator(int program, std::size_t size, const std::function<void(const char*)>& each);
+
 /// All its records.
 template <typename Record>
-Result<std::vector<Record>> run_iterator(Iterator which) {
+Result<std::vector<Record>> run_iterator(auto which) {
   std::vector<Record> out;
   const Status ran = run_iterator(which, sizeof(Record), [&out](const char* bytes) {
     std::memcpy(&out.emplace_back(), bytes, sizeof(Record));
