@@ -225,7 +225,7 @@ int main(int argc, char** argv) {
       "attempt; 130 interrupted.");
 
   struct Preset {
-    CLI::App* command;
+    CLI::App* command = nullptr;
     RunOptions options;
     RunWords words;
   };

@@ -92,7 +92,7 @@ Result<Link> Link::make(const LinkSpec& spec, LinkDevice device, std::uint64_t s
 }
 
 /// The neighbours are permanent, so that no address resolution disturbs a measurement.
-Result<void> Link::make_veth() {
+Result<void> Link::make_veth() const {
   auto done = run_tool({"ip", "-batch", "-"},
                        "link add lab0 address 02:00:00:00:00:01 type veth"
                        " peer name lab0 address 02:00:00:00:00:02 netns /proc/self/fd/3\n"

@@ -54,7 +54,7 @@ class Link {
   static constexpr const char* device_name = "lab0";
 
   Link() = default;
-  Result<void> make_veth();
+  [[nodiscard]] Result<void> make_veth() const;
   Result<void> make_tun(std::uint64_t seed);
 
   LinkSpec spec_;

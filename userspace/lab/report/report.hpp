@@ -49,11 +49,11 @@ inline constexpr const char* schema_name = "reuseport-restart-lab/2";
 
 /// The whole document. @param command the words of the command line.
 nlohmann::json document(const KernelAnswer& kernel, const std::vector<std::string>& command,
-                        const std::vector<Measurement>& measured, const std::vector<Gap>& gaps,
+                        const std::vector<Measurement>& measured, const std::vector<Gap>& missing,
                         const std::vector<Check>& checks);
 
 /// What the drains came to, and how often: "drained 29x, deadline hit 1x".
-std::string outcomes(const Measurement& measured);
+std::string outcomes(const Measurement& one);
 /// What every method had to serve, in one line.
 std::string describe_load(const ExperimentSpec& spec);
 /// The rounds of a soak in one line.

@@ -23,7 +23,7 @@ namespace lab {
 class Control {
  public:
   struct Pair;
-  struct Message {
+  struct Message {  // NOLINT(bugprone-exception-escape): the move of json does not throw
     nlohmann::json json;
     std::vector<Fd> fds;
   };

@@ -75,6 +75,7 @@ Result<std::vector<Fd>> passed_listeners() {
     return error("LISTEN_FDS is not set: started by the socket server only");
   }
   std::vector<Fd> fds;
+  fds.reserve(static_cast<std::size_t>(count));
   for (int i = 0; i < count; ++i) {
     fds.emplace_back(first_passed_fd + i);
   }

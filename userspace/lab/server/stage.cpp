@@ -2,7 +2,7 @@
 #include "server/stage.hpp"
 
 #include <fcntl.h>
-#include <netinet/tcp.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -11,8 +11,8 @@
 #include <fstream>
 #include <optional>
 
+#include "host/sockdiag.hpp"
 #include "net/netns.hpp"
-#include "net/sockdiag.hpp"
 #include "process.hpp"
 #include "report/report.hpp"
 #include "server/option_bpf.hpp"
@@ -20,15 +20,33 @@
 namespace lab {
 namespace {
 
+using reuseport::SockDiag;
+
 // Generous: on an emulated, busy machine an exec alone takes seconds.
 constexpr std::int64_t ready_bound = 180 * one_second;
+
+/// How many sockets `ask` finds by sock_diag(7) in a network namespace.
+template <typename Ask>
+Result<std::size_t> count_sockets(int ns, Ask ask) {
+  const auto inside = InNamespace::enter(ns);
+  if (!inside) {
+    return tl::unexpected(inside.error());
+  }
+  auto diag = SockDiag::open();
+  if (!diag) {
+    return error(diag.error().message());
+  }
+  const auto found = ask(*diag);
+  return found ? Result<std::size_t>(found->size()) : error(found.error().message());
+}
 
 /// Until the half-open requests of this moment are gone, but `bound_ns` at the longest: a client
 /// that does not answer keeps its request for a minute.
 Result<void> wait_half_open_gone(int ns, std::uint16_t port, std::int64_t bound_ns) {
   const auto until = now_ns() + bound_ns;
+  const reuseport::Endpoint any{AF_INET, {}, port, 0};
   for (;;) {
-    const auto requests = count_sockets(ns, TCP_SYN_RECV, port);
+    const auto requests = count_sockets(ns, [&](SockDiag& diag) { return diag.half_open(any); });
     if (!requests) {
       return tl::unexpected(requests.error());
     }
@@ -173,6 +191,11 @@ class PlugStage final : public Stage {
 /// uds-rename: haproxy has the address, the generations replace the Unix socket behind it.
 class ProxyStage final : public Stage {
  public:
+  ProxyStage() = default;
+  ProxyStage(const ProxyStage&) = delete;
+  ProxyStage& operator=(const ProxyStage&) = delete;
+  ProxyStage(ProxyStage&&) = delete;
+  ProxyStage& operator=(ProxyStage&&) = delete;
   ~ProxyStage() override {
     if (!directory_.empty()) {
       std::error_code ignored;
@@ -240,7 +263,9 @@ listen restart-lab
       if (proxy_.gone()) {
         return error(fmt::format("haproxy does not run (apt-get install haproxy): {}", said()));
       }
-      const auto found = count_sockets(link.server_ns(), TCP_LISTEN, options_.port);
+      const auto found = count_sockets(link.server_ns(), [this](SockDiag& diag) {
+        return diag.listeners(reuseport::Protocol::tcp, options_.port);
+      });
       if (!found) {
         return tl::unexpected(found.error());
       }

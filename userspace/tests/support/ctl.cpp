@@ -14,6 +14,8 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <iterator>
+#include <set>
 #include <sstream>
 #include <thread>
 
@@ -79,52 +81,25 @@ int serve(const std::string& how) {
   std::istringstream in(how);
   std::uint16_t port = 0;
   int count = 0;
-  bool idle = false;
-  bool stubborn = false;
-  bool defer = false;
-  bool v6 = false;
-  bool udp = false;
-  bool keep = false;
-  bool threads = false;
-  bool forks = false;
-  bool stranger = false;
-  bool plain = false;
-  bool reuseaddr = false;
-  bool v6only = false;
-  bool apart = false;
-  int workers = 0;
-  std::string ip;
   in >> port >> count;
-  for (std::string word; in >> word;) {
-    idle = idle || word == "idle";
-    stubborn = stubborn || word == "stubborn";
-    defer = defer || word == "defer";
-    v6 = v6 || word == "v6";
-    udp = udp || word == "udp";
-    keep = keep || word == "keep";
-    threads = threads || word == "threads";
-    forks = forks || word == "forks";
-    stranger = stranger || word == "stranger";
-    plain = plain || word == "plain";
-    reuseaddr = reuseaddr || word == "reuseaddr";
-    v6only = v6only || word == "v6only";
-    apart = apart || word == "apart";
-    if (word == "fails") {
-      return 3;
-    }
-    if (word.starts_with("workers=")) {
-      workers = std::atoi(word.c_str() + 8);
-    }
-    if (word.starts_with("ip=")) {
-      ip = word.substr(3);
-    }
+  const std::set<std::string> words{std::istream_iterator<std::string>(in), {}};
+  const auto has = [&](const char* word) { return words.contains(word); };
+  const auto value = [&](const std::string& name, const std::string& otherwise) {
+    const auto at = words.lower_bound(name + "=");
+    return at != words.end() && at->starts_with(name + "=") ? at->substr(name.size() + 1)
+                                                            : otherwise;
+  };
+  if (has("fails")) {
+    return 3;
   }
-  ip = !ip.empty() ? ip : v6 ? "::1" : "127.0.0.1";
+  const bool forks = has("forks");
+  const bool keep = has("keep");
+  std::string ip = value("ip", has("v6") ? "::1" : "127.0.0.1");
   ::prctl(PR_SET_PDEATHSIG, SIGKILL);
   struct sigaction action {};
   action.sa_handler = [](int) { asked_to_end = 1; };
   ::sigaction(SIGTERM, &action, nullptr);
-  if (stubborn) {
+  if (has("stubborn")) {
     ::signal(SIGTERM, SIG_IGN);
   }
   std::vector<Fd> fds;
@@ -134,22 +109,22 @@ int serve(const std::string& how) {
     return 8;
   }
   for (int i = 0; i < count; i++) {
-    if (apart) {
+    if (has("apart")) {
       ip = "127.1." + std::to_string(i / 250) + "." + std::to_string(i % 250 + 1);
     }
-    fds.push_back(
-        listener_of(address(ip, port), udp ? SOCK_DGRAM : SOCK_STREAM, !plain, reuseaddr, v6only));
+    fds.push_back(listener_of(address(ip, port), has("udp") ? SOCK_DGRAM : SOCK_STREAM,
+                              !has("plain"), has("reuseaddr"), has("v6only")));
     if (!fds.back()) {
       return 4;
     }
     const int seconds = 60;
-    if (defer && ::setsockopt(fds.back().get(), IPPROTO_TCP, TCP_DEFER_ACCEPT, &seconds,
-                              sizeof(seconds)) != 0) {
+    if (has("defer") && ::setsockopt(fds.back().get(), IPPROTO_TCP, TCP_DEFER_ACCEPT, &seconds,
+                                     sizeof(seconds)) != 0) {
       return 5;
     }
     polls.push_back({fds.back().get(), POLLIN, 0});
   }
-  for (int i = 0; i < workers; i++) {
+  for (int i = std::stoi(value("workers", "0")); i > 0; i--) {
     if (::fork() == 0) {
       ::prctl(PR_SET_PDEATHSIG, SIGKILL);
       for (;;) {
@@ -157,7 +132,7 @@ int serve(const std::string& how) {
       }
     }
   }
-  if (stranger) {
+  if (has("stranger")) {
     fork_stranger(address(ip, static_cast<std::uint16_t>(port + 1)));
   }
   const std::string pid = std::to_string(::getpid());
@@ -171,7 +146,7 @@ int serve(const std::string& how) {
         char byte = 0;
         return ::recv(fd.get(), &byte, 1, MSG_DONTWAIT) == 0;
       });
-      if (::poll(polls.data(), idle ? 0 : polls.size(), forks ? 1 : 20) <= 0) {
+      if (::poll(polls.data(), has("idle") ? 0 : polls.size(), forks ? 1 : 20) <= 0) {
         continue;
       }
       for (const pollfd& p : polls) {
@@ -186,7 +161,7 @@ int serve(const std::string& how) {
     }
     ::_exit(0);
   };
-  if (threads) {
+  if (has("threads")) {
     std::thread(loop).detach();
     ::syscall(SYS_exit, 0);  // the first thread alone; its locals stay where they are
   }
