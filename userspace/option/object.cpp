@@ -171,7 +171,9 @@ Result<Object> Object::open(GroupSize size, bool sees_closing) {
     return bpf_fail("open the BPF object", errno);
   }
 
-  const table::settings settings{jiffies_per_second(), MAX_MEMBERS / 4, sees_closing ? 1U : 0U};
+  // the tables of a session are its own: there is nobody to keep room for
+  const std::uint32_t of_one_uid = sees_closing ? MAX_MEMBERS / 4 : MAX_MEMBERS;
+  const table::settings settings{jiffies_per_second(), of_one_uid, sees_closing ? 1U : 0U};
   bpf_map* map = bpf_object__find_map_by_name(o.object_.get(), ".rodata.settings");
   if (map == nullptr || bpf_map__set_initial_value(map, &settings, sizeof(settings)) != 0) {
     return fail("open the BPF object", EINVAL, "it is not the one this program was built with");

@@ -61,9 +61,10 @@ void fork_stranger(const Address& at) {
     }
     ::prctl(PR_SET_PDEATHSIG, SIGKILL);  // a change of the user clears it
     const Fd own = open_listener(at);
-    for (;;) {
+    while (own) {
       ::pause();
     }
+    ::_exit(8);
   }
 }
 

@@ -235,6 +235,11 @@ class CtlTest : public NetNsTest {
     EXPECT_EQ(connect_result(client.get()), 0);
     return client;
   }
+  [[nodiscard]] std::vector<Fd> connected(std::size_t count) const {
+    std::vector<Fd> clients(count);
+    std::ranges::generate(clients, [this] { return connected(); });
+    return clients;
+  }
   /// The pid that answers a new connection; 0 with the errno in @p error otherwise.
   pid_t ask(int* error = nullptr, const char* ip = "127.0.0.1") const {
     const Fd client = open_client(address(ip, port_));
