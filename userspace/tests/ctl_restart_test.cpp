@@ -115,7 +115,7 @@ TEST_F(RestartTest, a_newcomer_that_is_not_ready_in_time_is_ended) {
   Running r = supervise(
       {"--ready",
        "test \"$(cat " + std::string("/dev/null") + ")\" = \"\" -a ! -e /tmp/ctl_test.no." + port(),
-       "--ready-timeout", "1"});
+       "--ready-timeout", "5"});
   ASSERT_TRUE(saw(r, "started")) << r.peek().err;
   const pid_t first = ask();
   std::ofstream("/tmp/ctl_test.no." + port()) << "no";
