@@ -1,15 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "host/process.hpp"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <signal.h>  // NOLINT(modernize-deprecated-headers): kill(), which csignal lacks
 #include <sys/prctl.h>
+#include <sys/ptrace.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstring>
 #include <functional>
+#include <thread>
 
 #include "host/attached_bpf.hpp"
 #include "support/support.hpp"
@@ -111,6 +116,41 @@ TEST_F(ProcessTest, a_process_that_died_says_so) {
   EXPECT_EQ(p->signal(0).error().errnum, ESRCH);
   EXPECT_FALSE(p->still_holds(0, 1));
   EXPECT_NE(p->signal(0).error().hint.find("has ended"), std::string::npos);
+}
+
+// While it exits there is a moment at which none of its threads shows a descriptor, and it has not
+// ended yet. Held here: by a thread that has ended, whose tracer has not looked yet.
+TEST_F(ProcessTest, nothing_is_said_to_be_closed_before_the_process_has_ended) {
+  const Fd mine = test::open_listener(test::address("127.0.0.1"));
+  int tell[2];
+  int told[2];
+  ASSERT_EQ(::pipe2(tell, O_CLOEXEC), 0);
+  ASSERT_EQ(::pipe2(told, O_CLOEXEC), 0);
+  const Child child([&] {
+    ::signal(SIGUSR1, [](int) { ::syscall(SYS_exit, 0); });
+    std::thread([&] {
+      pid_t tid = ::gettid();
+      if (::write(tell[1], &tid, sizeof(tid)) == sizeof(tid) && ::read(told[0], &tid, 1) == 1) {
+        ::syscall(SYS_exit, 0);
+      }
+    }).detach();
+  });
+  pid_t thread = 0;
+  ASSERT_EQ(::read(tell[0], &thread, sizeof(thread)), static_cast<ssize_t>(sizeof(thread)));
+  const auto p = Process::open(child.pid());
+  ASSERT_TRUE(p);
+  ASSERT_EQ(::ptrace(PTRACE_SEIZE, thread, nullptr, nullptr), 0) << std::strerror(errno);
+  ASSERT_EQ(::syscall(SYS_tgkill, child.pid(), child.pid(), SIGUSR1), 0);
+  ASSERT_EQ(::write(told[1], "x", 1), 1);
+  ASSERT_TRUE(test::eventually([&] { return p->sockets() && p->sockets()->empty(); }));
+  EXPECT_FALSE(p->ended());
+  EXPECT_TRUE(p->still_holds(mine.get(), inode_of(mine.get())));
+  EXPECT_EQ(::waitpid(thread, nullptr, __WALL), thread);
+  EXPECT_TRUE(p->ended(5s));
+  EXPECT_FALSE(p->still_holds(mine.get(), inode_of(mine.get())));
+  for (const int fd : {tell[0], tell[1], told[0], told[1]}) {
+    ::close(fd);
+  }
 }
 
 TEST_F(ProcessTest, waiting_for_the_end_is_bounded) {
