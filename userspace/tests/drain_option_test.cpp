@@ -263,19 +263,19 @@ TEST_P(OptionDrain, no_newcomer_until_the_deadline_undoes) {
 
 TEST_P(OptionDrain, undo_restores_each_mode) {
   const Fd newcomer = open(port_);
-  Fd standby = open(port_);
+  const Fd standby = open(port_);
   ASSERT_TRUE(set_mode(standby.get(), Mode::standby));
-  Fd off = open(port_);
+  const Fd off = open(port_);
   ASSERT_TRUE(set_mode(off.get(), Mode::off));
-  const Fd copies[] = {Fd(::dup(fd_)), Fd(::dup(standby.get())), Fd(::dup(off.get()))};
+  const Fd on(::dup(fd_));
   for (const bool by_destructor : {false, true}) {
     {
       Drain drain = drain_of_old();
-      ASSERT_TRUE(drain.add(std::move(standby)));
-      ASSERT_TRUE(drain.add(std::move(off)));
+      ASSERT_TRUE(drain.add(Fd(::dup(standby.get()))));
+      ASSERT_TRUE(drain.add(Fd(::dup(off.get()))));
       ASSERT_TRUE(drain.start());
-      EXPECT_EQ(mode(copies[0].get()), Mode::standby);
-      EXPECT_EQ(mode(copies[2].get()), Mode::off);
+      EXPECT_EQ(mode(on.get()), Mode::standby);
+      EXPECT_EQ(mode(off.get()), Mode::off);
       if (!by_destructor) {
         EXPECT_TRUE(drain.undo());
         EXPECT_EQ(drain.step().action, Action::done);
@@ -284,13 +284,11 @@ TEST_P(OptionDrain, undo_restores_each_mode) {
         std::vector<Fd> back = drain.take_back();
         ASSERT_EQ(back.size(), 3U);
         old_ = std::move(back[0]);
-        standby = std::move(back[1]);
-        off = std::move(back[2]);
       }
     }
-    EXPECT_EQ(mode(copies[0].get()), Mode::on);
-    EXPECT_EQ(mode(copies[1].get()), Mode::standby);
-    EXPECT_EQ(mode(copies[2].get()), Mode::off);
+    EXPECT_EQ(mode(on.get()), Mode::on);
+    EXPECT_EQ(mode(standby.get()), Mode::standby);
+    EXPECT_EQ(mode(off.get()), Mode::off);
   }
 }
 

@@ -508,8 +508,8 @@ class DrainInput : public test::NetNsTest {
     const int mine = fd.get();
     Drain drain;
     const auto added = drain.add(std::move(fd));
-    EXPECT_EQ(fd.get(),
-              added ? Fd::none : mine);  // NOLINT(bugprone-use-after-move): what is tested
+    // NOLINTNEXTLINE(bugprone-use-after-move): what is tested
+    EXPECT_EQ(fd.get(), added ? Fd::none : mine);
     return added ? 0 : added.error().errnum;
   }
 };
@@ -584,7 +584,7 @@ TEST_F(DrainInput, what_a_drain_owns_it_closes_unless_taken_back) {
 TEST_F(DrainInput, a_moved_from_drain_is_safe) {
   Drain drain;
   Drain taken = std::move(drain);
-  // NOLINTBEGIN(bugprone-use-after-move): what is tested
+  // NOLINTBEGIN(bugprone-use-after-move, clang-analyzer-cplusplus.Move): what is tested
   Fd fd = test::open_listener(test::address("127.0.0.1"));
   EXPECT_EQ(drain.add(std::move(fd)).error().errnum, EINVAL);
   EXPECT_TRUE(fd.valid());
@@ -595,7 +595,7 @@ TEST_F(DrainInput, a_moved_from_drain_is_safe) {
   EXPECT_TRUE(drain.take_back().empty());
   EXPECT_TRUE(drain.open_fds().empty());
   EXPECT_EQ(run(drain, [](int) {}).error().errnum, EINVAL);
-  // NOLINTEND(bugprone-use-after-move)
+  // NOLINTEND(bugprone-use-after-move, clang-analyzer-cplusplus.Move)
   ASSERT_TRUE(taken.add(std::move(fd)));
 }
 
