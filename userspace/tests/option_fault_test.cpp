@@ -164,7 +164,7 @@ class StockFault : public StockScope {
     goes(seen);
     EXPECT_EQ(set_mode(a, REUSEPORT_LISTEN_OFF), ENOPROTOOPT);
   }
-  void goes(const Objects& seen) {
+  static void goes(const Objects& seen) {
     const auto done = disable();
     EXPECT_TRUE(done || done.error().errnum == ENOENT) << done.error().message();
     EXPECT_FALSE(std::filesystem::exists(pins));
