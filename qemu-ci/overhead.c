@@ -4,7 +4,8 @@
  * and closed on loopback, with groups of 1 to 2048 listeners. Run it where one
  * nanosecond of the clock is one instruction (vm --icount); ./overhead does.
  * Prints a line "listeners instructions" for each group size; with the argument
- * "half", every second listener is OFF. And a line "change listeners off on
+ * "half", every second listener is OFF; with "away SERVERS CLIENTS", the listeners
+ * are made in the one cgroup, a directory, and those who connect in the other. And a line "change listeners off on
  * close": what it takes to set the mode of one of so many listeners to OFF and
  * back, each 0 on a kernel without the option, and to close it. And what takes no
  * part: "call setsockopt", "call getsockopt" of another option. And "datagram
@@ -31,6 +32,7 @@ enum { ROUNDS = 31, CONNECTIONS = 200 };
 enum { MOST_DATAGRAM_SOCKETS = 256 };
 
 static int half_off;
+static const char *servers, *clients;	/* their cgroups */
 
 static _Noreturn void die(const char *what)
 {
@@ -44,6 +46,20 @@ static long long now(void)
 
 	clock_gettime(CLOCK_MONOTONIC, &t);
 	return t.tv_sec * 1000000000LL + t.tv_nsec;
+}
+
+/* What is made from here on is made in that cgroup. */
+static void enter(const char *cgroup)
+{
+	char path[256];
+	FILE *procs;
+
+	if (!cgroup)
+		return;
+	snprintf(path, sizeof(path), "%s/cgroup.procs", cgroup);
+	procs = fopen(path, "w");
+	if (!procs || fprintf(procs, "%d", getpid()) < 0 || fclose(procs))
+		die(path);
 }
 
 /* Opens the group; all its listeners are in the epoll set that is returned. */
@@ -145,7 +161,9 @@ static void measure(int n)
 
 	if (!listeners)
 		die("calloc");
+	enter(servers);
 	ep = open_group(SOCK_STREAM, listeners, n, &addr);
+	enter(clients);
 	for (int i = 1; half_off && i < n; i += 2)
 		if (!set_mode(listeners[i], REUSEPORT_LISTEN_OFF))
 			die("SO_REUSEPORT_LISTEN_OFF");
@@ -266,8 +284,14 @@ int main(int argc, char **argv)
 		argc--;
 		argv++;
 	}
+	if (argc > 3 && strcmp(argv[1], "away") == 0) {
+		servers = argv[2];
+		clients = argv[3];
+		argc -= 3;
+		argv += 3;
+	}
 	if (argc > 2)
-		return fprintf(stderr, "usage: overhead [half] [COMMAND]\n"), 2;
+		return fprintf(stderr, "usage: overhead [half] [away SERVERS CLIENTS] [COMMAND]\n"), 2;
 	measure_call("setsockopt", SOCK_STREAM, other_setsockopt);
 	measure_call("getsockopt", SOCK_STREAM, other_getsockopt);
 	for (int n = 1; n <= MOST_DATAGRAM_SOCKETS; n *= 16)

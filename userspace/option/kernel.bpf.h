@@ -70,12 +70,29 @@ struct inet_timewait_death_row {
 
 struct netns_ipv4 {
 	struct inet_timewait_death_row tcp_death_row;
+	u8 sysctl_tcp_l3mdev_accept;
+};
+
+struct hlist_node {
+	struct hlist_node *next;
+};
+
+struct hlist_head {
+	struct hlist_node *first;
 };
 
 struct net {
 	u32 hash_mix;
 	u64 net_cookie;
+	struct hlist_head *dev_index_head;
 	struct netns_ipv4 ipv4;
+};
+
+/* include/linux/netdevice.h */
+struct net_device {
+	int ifindex;
+	struct hlist_node index_hlist;
+	const void *l3mdev_ops;
 };
 
 struct nsproxy {

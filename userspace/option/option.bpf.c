@@ -195,6 +195,8 @@ struct walk {
 	u32 device;
 	u16 port;
 	u8 family;
+	u8 vrf;			/* came in by one: whom that matches */
+	u8 unsure;		/* found one that may match */
 	u64 node;		/* next in the bucket; odd or 0: its end */
 	u64 sk;			/* found */
 	u64 reuse;		/* ... and its group in the kernel */
@@ -223,6 +225,54 @@ static __always_inline void begin_bucket(struct walk *w)
 	w->node = (u64)BPF_CORE_READ(bucket, nulls_head.first);
 }
 
+/* Of a packet that came in by a VRF: see inet_bound_dev_eq(). */
+enum vrf {
+	NO_VRF,
+	VRF_ONLY,	/* its sockets alone */
+	VRF_ACCEPT,	/* tcp_l3mdev_accept: those of no device, too */
+};
+
+struct device_walk {
+	u64 node;
+	u32 ifindex;
+	u32 is_master;
+};
+
+static long look_at_device(u32 i, struct device_walk *w)
+{
+	const struct net_device *dev;
+
+	if (!w->node)
+		return 1;
+	dev = (const struct net_device *)(w->node -
+		bpf_core_field_offset(struct net_device, index_hlist));
+	if ((u32)BPF_CORE_READ(dev, ifindex) == w->ifindex) {
+		w->is_master = BPF_CORE_READ(dev, l3mdev_ops) != NULL;
+		return 1;
+	}
+	w->node = (u64)BPF_CORE_READ(dev, index_hlist.next);
+	return 0;
+}
+
+/* The device that a packet came in by is the VRF, no more its own. */
+static __always_inline enum vrf vrf_of(u32 ifindex)
+{
+	const struct net *net = (const struct net *)look.net;
+	struct device_walk w = { .ifindex = ifindex };
+	const struct hlist_head *bucket;
+
+	if (!bpf_core_field_exists(struct net_device, l3mdev_ops))
+		return NO_VRF;
+	/* dev_index_hash(), net/core/dev.h */
+	bucket = BPF_CORE_READ(net, dev_index_head) + (ifindex & 255);
+	w.node = (u64)BPF_CORE_READ(bucket, first);
+	bpf_loop(1024, look_at_device, &w, 0);
+	if (!w.is_master)
+		return NO_VRF;
+	return BPF_CORE_READ(net, ipv4.sysctl_tcp_l3mdev_accept) ? VRF_ACCEPT :
+								   VRF_ONLY;
+}
+
 /* compute_score(), net/ipv4/inet_hashtables.c and net/ipv6/inet6_hashtables.c */
 static __always_inline bool matches(const struct sock *sk, const struct walk *w)
 {
@@ -232,7 +282,8 @@ static __always_inline bool matches(const struct sock *sk, const struct walk *w)
 	    (u64)BPF_CORE_READ(sk, __sk_common.skc_net.net) != look.net)
 		return false;
 	device = BPF_CORE_READ(sk, __sk_common.skc_bound_dev_if);
-	if (device && device != w->device)
+	if (device ? device != w->device && w->vrf == NO_VRF :
+		     w->vrf == VRF_ONLY)
 		return false;
 	if (w->family == AF_INET)
 		return !BPF_CORE_READ_BITFIELD_PROBED(
@@ -250,6 +301,7 @@ static __always_inline bool matches(const struct sock *sk, const struct walk *w)
 static long look_at_next(u32 i, struct walk *w)
 {
 	const struct sock *sk;
+	u32 device;
 	u64 reuse;
 
 	if (at_end(w))
@@ -259,6 +311,12 @@ static long look_at_next(u32 i, struct walk *w)
 	w->node = (u64)BPF_CORE_READ(sk, __sk_common.skc_nulls_node.next);
 	if (!matches(sk, w))
 		return 0;
+	device = BPF_CORE_READ(sk, __sk_common.skc_bound_dev_if);
+	if (device && device != w->device) {
+		/* maybe the one of the VRF by which it came; that is not told */
+		w->unsure = true;
+		return 1;
+	}
 	reuse = (u64)BPF_CORE_READ(sk, sk_reuseport_cb);
 	if (reuse && reuse == w->passed_over)
 		return 0;
@@ -451,6 +509,10 @@ int look_once(struct bpf_sk_lookup *ctx, struct lookup *l)
 	w = l->walk;	/* bpf_loop() takes only what is on this stack */
 	w.sk = w.reuse = 0;
 	bpf_loop(MAX_WALK, look_at_next, &w, 0);
+	if (w.unsure) {
+		count_left(LEFT_UNKNOWN_LISTENER);
+		return KERNEL;
+	}
 	if (!w.sk && at_end(&w)) {
 		w.sk = w.lone;
 		w.lone = 0;
@@ -512,6 +574,7 @@ int choose(struct bpf_sk_lookup *ctx)
 	w->port = port;
 	w->family = ctx->family;
 	w->device = ctx->ingress_ifindex;
+	w->vrf = vrf_of(w->device);
 	if (w->family == AF_INET) {
 		w->address[0] = ctx->local_ip4;
 		l.hash = ctx->remote_ip4;

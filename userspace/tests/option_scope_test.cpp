@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 #include <linux/filter.h>
 #include <linux/reuseport.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -13,8 +14,10 @@
 
 #include <atomic>
 #include <cerrno>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
+#include <functional>
 #include <optional>
 #include <string>
 #include <thread>
@@ -223,6 +226,88 @@ TEST_F(StockScope, stranger_on_the_specific_address) {
   ASSERT_EQ(set_mode(a, REUSEPORT_LISTEN_OFF), 0);
   EXPECT_EQ(spread(to, {&a, &b, &stranger})[2], spread_over);
   EXPECT_EQ(spread(address("127.0.0.2", port), {&a, &b, &stranger})[1], spread_over);
+}
+
+/// Does it hold in that network namespace, for the calling thread alone?
+bool in_namespace(const Fd& netns, const Fd& back, const std::function<bool()>& body) {
+  const bool ok = ::setns(netns.get(), CLONE_NEWNET) == 0 && body();
+  return ::setns(back.get(), CLONE_NEWNET) == 0 && ok;
+}
+
+// What comes in by a VRF is for its own sockets, whatever is OFF; tcp_l3mdev_accept says otherwise.
+TEST_F(StockScope, vrf) {
+  if (::access("/sys/module/vrf", F_OK) != 0) {
+    GTEST_SKIP() << "this kernel has no VRF";
+  }
+  const Fd here(::open("/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC));
+  ASSERT_EQ(::unshare(CLONE_NEWNET), 0);
+  const Fd there(::open("/proc/thread-self/ns/net", O_RDONLY));  // ip(8) opens it
+  ASSERT_EQ(::setns(here.get(), CLONE_NEWNET), 0);
+  const std::string other =
+      "/proc/" + std::to_string(::getpid()) + "/fd/" + std::to_string(there.get());
+  const auto run = [](const std::string& command) { return std::system(command.c_str()) == 0; };
+  ASSERT_TRUE(
+      run("ip link add red type vrf table 10 && ip link set red up && "
+          "ip link add in0 type veth peer name out0 netns " +
+          other + " && ip link set in0 master red up && ip address add 192.0.2.1/24 dev in0"));
+  ASSERT_TRUE(in_namespace(there, here, [&] {
+    return run("ip address add 192.0.2.2/24 dev out0 && ip link set out0 up");
+  }));
+  enable_here();
+
+  const Fd outside_off = open_listener(address("0.0.0.0"));
+  const std::uint16_t port = local_address(outside_off.get()).port();
+  const Fd outside = open_listener(address("0.0.0.0", port));
+  const auto in_red = [&](const char* device) {
+    Fd fd(::socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+    const int one = 1;
+    const Address any = address("0.0.0.0", port);
+    EXPECT_EQ(::setsockopt(fd.get(), SOL_SOCKET, SO_REUSEPORT, &one, sizeof(one)), 0);
+    EXPECT_EQ(::setsockopt(fd.get(), SOL_SOCKET, SO_BINDTODEVICE, device, 4), 0);
+    EXPECT_EQ(::bind(fd.get(), any.get(), any.len), 0) << std::strerror(errno);
+    EXPECT_EQ(::listen(fd.get(), 128), 0) << std::strerror(errno);
+    return fd;
+  };
+  const Address to = address("192.0.2.1", port);
+  const auto refused = [&] {
+    return in_namespace(there, here, [&] { return try_connect(to) == ECONNREFUSED; });
+  };
+  const auto got = [&](const std::vector<const Fd*>& listeners) {
+    std::vector<int> each;
+    EXPECT_TRUE(in_namespace(there, here, [&] {
+      each = spread(to, listeners);
+      return true;
+    }));
+    return each;
+  };
+  ASSERT_TRUE(refused()) << "before anything is OFF";
+  ASSERT_EQ(set_mode(outside_off, REUSEPORT_LISTEN_OFF), 0);
+  EXPECT_TRUE(refused());
+
+  const Fd a = in_red("red");
+  const Fd b = in_red("red");
+  ASSERT_EQ(set_mode(a, REUSEPORT_LISTEN_OFF), 0);
+  EXPECT_EQ(got({&a, &b, &outside, &outside_off}), (std::vector<int>{0, spread_over, 0, 0}));
+  ASSERT_EQ(set_mode(b, REUSEPORT_LISTEN_OFF), 0);
+  EXPECT_TRUE(refused());
+  EXPECT_EQ(spread(address("127.0.0.1", port), {&outside, &outside_off})[0], spread_over);
+
+  ASSERT_TRUE(set_sysctl("net.ipv4.tcp_l3mdev_accept", "1"));
+  EXPECT_EQ(got({&a, &b, &outside, &outside_off}), (std::vector<int>{0, 0, spread_over, 0}));
+  ASSERT_TRUE(set_sysctl("net.ipv4.tcp_l3mdev_accept", "0"));
+
+  // bound to a device of the VRF: the kernel's own choice
+  const Fd slave = in_red("in0");
+  EXPECT_EQ(got({&slave, &outside, &outside_off}), (std::vector<int>{spread_over, 0, 0}));
+  EXPECT_GT(state()->left.unknown_listener, 0U);
+}
+
+// The kernel lets no listener have an upper layer protocol: TLS wants a connection.
+TEST_F(StockScope, no_upper_layer_protocol) {
+  enable_here();
+  const Fd a = open_listener(address("127.0.0.1"));
+  EXPECT_NE(::setsockopt(a.get(), IPPROTO_TCP, TCP_ULP, "tls", 4), 0);
+  EXPECT_EQ(set_mode(a, REUSEPORT_LISTEN_OFF), 0);
 }
 
 // The same address and port in another namespace, enabled or not.
