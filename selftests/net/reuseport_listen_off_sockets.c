@@ -9,6 +9,7 @@
 #include "reuseport_listen_off.h"
 
 #include <signal.h>
+#include <sys/mman.h>
 #include <sys/wait.h>
 
 #ifndef IPPROTO_MPTCP
@@ -18,6 +19,10 @@
 #define NR_FAMILIES	64
 #define NR_TYPES	(SOCK_PACKET + 1)
 #define NR_PROTOS	263
+/* A packet socket is not closed before a grace period is over: wait for many
+ * at a time.
+ */
+#define NR_WORKERS	16
 
 #define ON	REUSEPORT_LISTEN_ON
 #define OFF	REUSEPORT_LISTEN_OFF
@@ -87,45 +92,72 @@ static bool answers(int fd, const struct kind *k)
 	return !wrong;
 }
 
+struct seen {
+	int supported, others, raw, wrong;
+};
+
+/* Those of a family whose protocol is @proto, or NR_WORKERS further on, ... */
+static void ask_some(struct kind k, int proto, bool mptcp, struct seen *seen)
+{
+	int fd;
+
+	for (k.type = 0; k.type < NR_TYPES; k.type++) {
+		for (k.proto = proto; k.proto < NR_PROTOS;
+		     k.proto += NR_WORKERS) {
+			if (is_mptcp(&k) != mptcp)
+				continue;
+			fd = socket(k.family, k.type | SOCK_CLOEXEC, k.proto);
+			if (fd < 0)
+				continue;
+			if (!answers(fd, &k))
+				__sync_fetch_and_add(&seen->wrong, 1);
+			close(fd);
+			if (is_supported(&k))
+				__sync_fetch_and_add(&seen->supported, 1);
+			else
+				__sync_fetch_and_add(&seen->others, 1);
+			if (k.type == SOCK_RAW && k.proto == IPPROTO_MPTCP &&
+			    k.family != AF_PACKET)
+				__sync_fetch_and_add(&seen->raw, 1);
+		}
+	}
+}
+
 /* Every kind but MPTCP, or that alone; false if one gave a wrong answer, or
  * hardly one was made.
  */
 static bool ask_all(bool mptcp)
 {
-	int fd, supported = 0, others = 0, raw = 0;
-	struct kind k;
-	bool ok = true;
+	struct seen *seen = mmap(NULL, sizeof(*seen), PROT_READ | PROT_WRITE,
+				 MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	int fd, i, status, ended = 0;
+	struct kind k = { 0 };
 
-	for (k.family = 0; k.family < NR_FAMILIES; k.family++) {
-		fd = socket(k.family, SOCK_DGRAM, 0);
-		if (fd < 0 && errno == EAFNOSUPPORT)
+	if (seen == MAP_FAILED)
+		return false;
+	fflush(NULL);
+	for (i = 0; i < NR_WORKERS; i++) {
+		if (fork())
 			continue;
-		close(fd);
-		for (k.type = 0; k.type < NR_TYPES; k.type++) {
-			for (k.proto = 0; k.proto < NR_PROTOS; k.proto++) {
-				if (is_mptcp(&k) != mptcp)
-					continue;
-				fd = socket(k.family, k.type | SOCK_CLOEXEC,
-					    k.proto);
-				if (fd < 0)
-					continue;
-				ok &= answers(fd, &k);
-				close(fd);
-				if (is_supported(&k))
-					supported++;
-				else
-					others++;
-				raw += k.type == SOCK_RAW &&
-				       k.proto == IPPROTO_MPTCP &&
-				       k.family != AF_PACKET;
-			}
+		for (k.family = 0; k.family < NR_FAMILIES; k.family++) {
+			fd = socket(k.family, SOCK_DGRAM, 0);
+			if (fd < 0 && errno == EAFNOSUPPORT)
+				continue;
+			close(fd);
+			ask_some(k, i, mptcp, seen);
 		}
+		fflush(stdout);
+		_exit(0);
 	}
+	while (wait(&status) > 0)
+		ended += WIFEXITED(status) && !WEXITSTATUS(status);
 	ksft_print_msg("%d kinds take it, %d others, %d raw ones of MPTCP\n",
-		       supported, others, raw);
+		       seen->supported, seen->others, seen->raw);
+	if (ended != NR_WORKERS || seen->wrong)
+		return false;
 	if (mptcp)
-		return ok && supported == 2;
-	return ok && supported == 8 && others >= 500 && raw == 2;
+		return seen->supported == 2;
+	return seen->supported == 8 && seen->others >= 500 && seen->raw == 2;
 }
 
 /* Become somebody who may do nothing, except in a namespace of his own. */
