@@ -63,12 +63,10 @@ TEST_F(SockDiagTest, one_that_stays_is_never_missing_while_others_come_and_go) {
   constexpr int churn = 100;
   const Fd first = open_listener(address("127.0.0.1"));
   const auto at = test::local_address(first.get());
-  std::vector<Fd> stable;
-  for (int i = 0; i < stay; i++) {
-    stable.push_back(open_listener(at));
-  }
+  std::vector<Fd> stable(stay);
   std::set<std::uint64_t> cookies;
-  for (const Fd& fd : stable) {
+  for (Fd& fd : stable) {
+    fd = open_listener(at);
     cookies.insert(*socket_cookie(fd.get()));
   }
   const pid_t churner = ::fork();
