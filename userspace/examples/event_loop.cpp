@@ -94,10 +94,13 @@ int main(int argc, char** argv) {
         return 1;  // asked a second time: go at once
       }
       signalfd_siginfo taken{};
-      (void)!::read(stop.get(), &taken, sizeof(taken));
+      if (::read(stop.get(), &taken, sizeof(taken)) < 0) {
+        continue;
+      }
       // With a newcomer beside it the listener stands by until it is closed; without one it goes
       // OFF.
       reuseport::Drain drain({.last_on = reuseport::LastOn::leave});
+      // NOLINTNEXTLINE(bugprone-use-after-move): taken back where it did not start
       if (auto added = drain.add(std::move(listener)); !added) {
         std::fprintf(stderr, "%s\n", added.error().message().c_str());
         return 1;

@@ -100,7 +100,9 @@ int main(int argc, char** argv) {
     const int fd = event.data.fd;
     if (fd == stop.get()) {
       signalfd_siginfo taken{};
-      (void)!::read(stop.get(), &taken, sizeof(taken));
+      if (::read(stop.get(), &taken, sizeof(taken)) < 0) {
+        continue;
+      }
       listener.reset();
     } else if (const auto found = clients.find(fd); found != clients.end()) {
       if (serve(found->second)) {
