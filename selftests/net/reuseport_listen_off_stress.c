@@ -187,10 +187,17 @@ static void op_open(struct slot *s)
 /* What is no fault where the option comes by BPF: MPTCP, UDP that no tool has
  * taken in, a group with a program of its own, a full table.
  */
-static bool is_limit(int err)
+static bool is_limit(const struct slot *s, int err)
 {
-	return enable_command() && (err == -EOPNOTSUPP || err == -EAGAIN ||
-				    err == -EBUSY || err == -ENOSPC);
+	int protocol = 0;
+	socklen_t len = sizeof(protocol);
+
+	if (!enable_command())
+		return false;
+	getsockopt(s->fd, SOL_SOCKET, SO_PROTOCOL, &protocol, &len);
+	return (err == -EOPNOTSUPP && protocol == IPPROTO_MPTCP) ||
+	       (err == -EAGAIN && protocol == IPPROTO_UDP) ||
+	       err == -EBUSY || err == -ENOSPC;
 }
 
 /* The one rule that no race excuses: what was set is what is got. */
@@ -212,7 +219,8 @@ static void op_set_mode(struct slot *s)
 		}
 		ksft_print_msg("mode %d set, %d seen\n", mode, seen);
 		add(&shared->failures);
-	} else if (err && err != -EINVAL && err != -ENOMEM && !is_limit(err)) {
+	} else if (err && err != -EINVAL && err != -ENOMEM &&
+		   !is_limit(s, err)) {
 		ksft_print_msg("setting a mode: %s\n", strerror(-err));
 		add(&shared->failures);
 	}
@@ -230,7 +238,7 @@ static void op_check(struct slot *s)
 			return;
 		ksft_print_msg("a mode %u where there is none\n", info.mode);
 		add(&shared->failures);
-	} else if (info.mode == -1U && is_limit(get_mode(s->fd))) {
+	} else if (info.mode == -1U && is_limit(s, get_mode(s->fd))) {
 		return;
 	} else if (info.mode > STANDBY || info.flags & ~flags ||
 		   info.group_on > 65535 || info.group_standby > 65535 ||
