@@ -1310,23 +1310,23 @@ int call_find_rcu(struct __sk_buff *skb)
 	return 0;
 }
 
-/* Before any group: gives try_all_again() its timer, or the one of this build. */
+/* Before any group: gives attend_all() its timer, or the one of this build. */
 SEC("tc")
 int call_begin(struct __sk_buff *skb)
 {
 	struct call *call = call_in(skb);
-	struct again *a;
+	struct common_timer *t;
 	u32 zero = 0;
 
 	if (!call)
 		return -1;
-	a = bpf_map_lookup_elem(&again, &zero);
-	if (!a)
+	t = bpf_map_lookup_elem(&common_timer, &zero);
+	if (!t)
 		return -1;
-	call->error = bpf_timer_init(&a->timer, &again, CLOCK_MONOTONIC);
+	call->error = bpf_timer_init(&t->timer, &common_timer, CLOCK_MONOTONIC);
 	if (call->error && call->error != -EBUSY)
 		return 0;
-	call->error = bpf_timer_set_callback(&a->timer, try_all_again);
+	call->error = bpf_timer_set_callback(&t->timer, attend_all);
 	return 0;
 }
 

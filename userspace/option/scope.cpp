@@ -40,9 +40,9 @@ constexpr long cgroup2_magic = 0x63677270;  // CGROUP2_SUPER_MAGIC
 /// The maps that outlive the tool. `new_group` and the constants are each object's own. `about` is
 /// the last to be pinned and the first to go: where it is, the others are, too.
 constexpr std::array shared_maps = {
-    "listeners",      "members",          "groups", "involved", "users",         "common",
-    "namespaces",     "keepsakes",        "hurry",  "cgroups",  "grace_periods", "datagrams",
-    "datagram_index", "datagram_chooser", "again",  "about"};
+    "listeners",      "members",          "groups",       "involved", "users",         "common",
+    "namespaces",     "keepsakes",        "hurry",        "cgroups",  "grace_periods", "datagrams",
+    "datagram_index", "datagram_chooser", "common_timer", "about"};
 
 struct Hook {
   const char* program;

@@ -689,72 +689,59 @@ static __always_inline void reclaim(const struct group_key *key)
 
 static int look_after(void *map, struct group_key *key, struct group *value);
 
-/* The timer that starts those of groups which could not be; has its memory. */
-struct again {
+/* The timer of all groups that have none; it has its memory. */
+struct common_timer {
 	struct bpf_timer timer;
+	u64 started;	/* not again: that would put it off */
 };
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, u32);
-	__type(value, struct again);
-} again SEC(".maps");
+	__type(value, struct common_timer);
+} common_timer SEC(".maps");
 
-static __always_inline void start_trying_again(void)
+static __always_inline void start_common_timer(void)
 {
 	u32 zero = 0;
-	struct again *a = bpf_map_lookup_elem(&again, &zero);
+	struct common_timer *t = bpf_map_lookup_elem(&common_timer, &zero);
 
-	if (a)
-		bpf_timer_start(&a->timer, 10 * MS, 0);
+	if (t && !__sync_val_compare_and_swap(&t->started, 0, 1) &&
+	    bpf_timer_start(&t->timer, 100 * MS, 0))
+		t->started = 0;
+}
+
+/* Whether the group has its timer, and that runs. */
+static __always_inline bool has_timer(struct group *g)
+{
+	long err = bpf_timer_init(&g->timer, &groups, CLOCK_MONOTONIC);
+
+	if (err && err != -EBUSY)
+		return false;	/* newer kernels may lack memory here, for seconds */
+	bpf_timer_set_callback(&g->timer, look_after);
+	bpf_timer_start(&g->timer, 10 * MS, 0);
+	return true;
+}
+
+static __always_inline void leave_to_common_timer(struct group *g)
+{
+	*(volatile u8 *)&g->unattended = true;
+	start_common_timer();
 }
 
 /* Groups all of whose members are ON need nobody to look after them. */
 static __always_inline void start_looking_after(struct group *g)
 {
-	long err = bpf_timer_init(&g->timer, &groups, CLOCK_MONOTONIC);
-
-	if (err && err != -EBUSY) {
-		/* newer kernels may lack memory here, for a moment */
-		*(volatile u8 *)&g->unattended = true;
-		start_trying_again();
-		return;
-	}
-	bpf_timer_set_callback(&g->timer, look_after);
-	bpf_timer_start(&g->timer, 10 * MS, 0);
+	if (!has_timer(g))
+		leave_to_common_timer(g);
 }
 
-static long try_again(void *map, struct group_key *key, struct group *value,
-		      void *unused)
+/* What is to be done now and then; how soon again, 0: never. */
+static __always_inline u64 attend(struct group *g, struct group_key *key)
 {
-	struct group *g;
-
-	if (!*(volatile u8 *)&value->unattended)
-		return 0;
-	g = bpf_map_lookup_elem(&groups, key);
-	if (g) {
-		*(volatile u8 *)&g->unattended = false;
-		start_looking_after(g);
-	}
-	return 0;
-}
-
-static int try_all_again(void *map, u32 *key, struct again *value)
-{
-	bpf_for_each_map_elem(&groups, try_again, NULL, 0);
-	return 0;
-}
-
-static int look_after(void *map, struct group_key *key, struct group *value)
-{
-	struct group *g;
 	u64 counts;
 
-	/* 6.1 does not allow to lock @value */
-	g = bpf_map_lookup_elem(&groups, key);
-	if (!g)
-		return 0;
 	sweep(g);
 	counts = g->counts;
 	if (!all_on(counts))
@@ -777,9 +764,48 @@ static int look_after(void *map, struct group_key *key, struct group *value)
 		}
 	}
 	if (count_in(counts, ASIDE))
-		bpf_timer_start(&g->timer, 10 * MS, 0);
-	else if (!count_all(counts) || !all_on(counts) || g->involved)
-		bpf_timer_start(&g->timer, 100 * MS, 0);
+		return 10 * MS;
+	if (!count_all(counts) || !all_on(counts) || g->involved)
+		return 100 * MS;
+	return 0;
+}
+
+static int look_after(void *map, struct group_key *key, struct group *value)
+{
+	struct group *g;
+	u64 next;
+
+	/* 6.1 does not allow to lock @value */
+	g = bpf_map_lookup_elem(&groups, key);
+	if (!g)
+		return 0;
+	next = attend(g, key);
+	if (next)
+		bpf_timer_start(&g->timer, next, 0);
+	return 0;
+}
+
+static long attend_unattended(void *map, struct group_key *key,
+			      struct group *value, void *unused)
+{
+	struct group *g;
+
+	if (!*(volatile u8 *)&value->unattended)
+		return 0;
+	g = bpf_map_lookup_elem(&groups, key);
+	if (!g)
+		return 0;
+	*(volatile u8 *)&g->unattended = false;
+	if (!has_timer(g) && attend(g, key))
+		leave_to_common_timer(g);
+	return 0;
+}
+
+static int attend_all(void *map, u32 *key, struct common_timer *value)
+{
+	/* before the walk: who comes after it starts the timer */
+	__sync_val_compare_and_swap(&value->started, 1, 0);
+	bpf_for_each_map_elem(&groups, attend_unattended, NULL, 0);
 	return 0;
 }
 
