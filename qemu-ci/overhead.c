@@ -4,11 +4,11 @@
  * and closed on loopback, with groups of 1 to 2048 listeners. Run it where one
  * nanosecond of the clock is one instruction (vm --icount); ./overhead does.
  * Prints a line "listeners instructions" for each group size; with the argument
- * "half", every second listener is OFF; with "away SERVERS CLIENTS", the listeners
- * are made in the one cgroup, a directory, and those who connect in the other. And a line "change listeners off on
- * close": what it takes to set the mode of one of so many listeners to OFF and
- * back, each 0 on a kernel without the option, and to close it. And what takes no
- * part: "call setsockopt", "call getsockopt" of another option. And "datagram
+ * "half", every second listener is OFF; with "away SERVERS CLIENTS", the
+ * listeners are made in the one cgroup, a directory, and those who connect in
+ * the other. And a line "change listeners off on close": what it takes to set
+ * the mode of one of so many listeners to OFF and back, each 0 on a kernel
+ * without the option, and to close it. And what takes no part: "call setsockopt", "call getsockopt" of another option. And "datagram
  * sockets instructions": one that is sent and received, by a group of sockets
  * that COMMAND, where given, has taken in.
  */
@@ -32,7 +32,7 @@ enum { ROUNDS = 31, CONNECTIONS = 200 };
 enum { MOST_DATAGRAM_SOCKETS = 256 };
 
 static int half_off;
-static const char *servers, *clients;	/* their cgroups */
+static const char *server_cgroup, *client_cgroup;
 
 static _Noreturn void die(const char *what)
 {
@@ -161,9 +161,9 @@ static void measure(int n)
 
 	if (!listeners)
 		die("calloc");
-	enter(servers);
+	enter(server_cgroup);
 	ep = open_group(SOCK_STREAM, listeners, n, &addr);
-	enter(clients);
+	enter(client_cgroup);
 	for (int i = 1; half_off && i < n; i += 2)
 		if (!set_mode(listeners[i], REUSEPORT_LISTEN_OFF))
 			die("SO_REUSEPORT_LISTEN_OFF");
@@ -285,8 +285,8 @@ int main(int argc, char **argv)
 		argv++;
 	}
 	if (argc > 3 && strcmp(argv[1], "away") == 0) {
-		servers = argv[2];
-		clients = argv[3];
+		server_cgroup = argv[2];
+		client_cgroup = argv[3];
 		argc -= 3;
 		argv += 3;
 	}
