@@ -2,9 +2,9 @@
 // The option for a cgroup and a network namespace, pinned below /sys/fs/bpf/reuseport/:
 //
 //   maps/NAME                the tables, shared by all programs
-//   programs/NAME            what the next tool needs, so that it loads nothing
-//   cgroups/ID/PROGRAM       links of the programs of a cgroup
-//   namespaces/COOKIE/choose link of sk_lookup in a network namespace
+//   programs/NAME            what the next tool needs, all but choose(), so that it need not load
+//   it cgroups/ID/PROGRAM       links of the programs of a cgroup namespaces/COOKIE/choose link of
+//   sk_lookup in a network namespace
 #include <arpa/inet.h>
 #include <bpf/bpf.h>
 #include <fcntl.h>
@@ -48,15 +48,15 @@ struct Hook {
   const char* program;
   bpf_attach_type type;
 };
-/// What of the rest the next tool needs. choose() is loaded for each namespace.
-constexpr std::array tools = {"find_namespace", "find_listeners", "find_datagrams",
-                              "call_adopt",     "call_get_info",  "reuseport_stub"};
 constexpr std::array hooks = {Hook{"see_closing", BPF_CGROUP_INET_SOCK_RELEASE},
                               Hook{"see_listening", BPF_CGROUP_SOCK_OPS},
                               Hook{"see_bound4", BPF_CGROUP_INET4_POST_BIND},
                               Hook{"see_bound6", BPF_CGROUP_INET6_POST_BIND},
                               Hook{"get_option", BPF_CGROUP_GETSOCKOPT},
                               Hook{"set_option", BPF_CGROUP_SETSOCKOPT}};
+/// What the next tool needs beside the hooks. choose() is loaded for each namespace.
+constexpr std::array tools = {"find_namespace", "find_listeners", "find_datagrams",
+                              "call_adopt",     "call_get_info",  "reuseport_stub"};
 
 std::string pin(const std::string& below) {
   return std::string(pins) + "/" + below;

@@ -405,11 +405,10 @@ TEST_F(StockScope, upgrade_of_other_namespaces) {
       return false;
     }
     const std::uint32_t before = chooser_of(cookie);
-    if (before == 0 || !pretend_another_build() || ::setns(here.get(), CLONE_NEWNET) != 0) {
-      return false;
-    }
-    const auto done = enable(dir_.get());
-    if (!done || !done->replaced || ::setns(there.get(), CLONE_NEWNET) != 0) {
+    if (before == 0 || !pretend_another_build() || !in_namespace(here, there, [&] {
+          const auto done = enable(dir_.get());
+          return done && done->replaced;
+        })) {
       return false;
     }
     const std::uint32_t after = chooser_of(cookie);
