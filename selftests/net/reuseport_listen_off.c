@@ -737,7 +737,7 @@ TEST_F(tcp, reuseport_set_after_listen)
 	ASSERT_EQ(0, set_mode(fd, OFF));
 	EXPECT_EQ(OFF, get_mode(fd));
 	EXPECT_EQ(-ECONNREFUSED, dial(p->dst, SOCK_STREAM, port));
-	EXPECT_EQ(1, get_info(fd).queued);
+	EXPECT_EQ(1, wait_queued(fd, 1));
 	EXPECT_TRUE(wait_for(is_settled(fd)));
 	EXPECT_LE(0, take(fd));
 	EXPECT_TRUE(is_drained(fd));
