@@ -14,7 +14,7 @@ help:
 	@echo '                 and on a patched one in a virtual machine'
 	@echo 'make check       every test; last line: N passed, N failed, N skipped'
 	@echo 'make kernel      build a kernel, print its image: KVER=6.1|6.12|mainline'
-	@echo '                 FLAVOR=patched|stock|debug|kcsan|btf|debian, KSRC=DIR for a tree of your own'
+	@echo '                 FLAVOR=patched|stock|debug|kcsan|btf|gcov|debian, KSRC=DIR for a tree of your own'
 	@echo 'make kernel-deb  Debian packages of a patched kernel: KVER or KSRC, CONFIG=FILE'
 	@echo 'make userspace   build/bin/{reuseportctl,restart-lab}, build/lib/libreuseport.{a,so}'
 	@echo 'make selftests   the kselftests'

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 # shellcheck shell=bash disable=SC2154
-# Sourced by kernel and kernel-deb: which source is asked for (KVER, FLAVOR and KSRC in the
-# environment), and how it is made ready. `me` is the script's name, `here` this directory.
-# Sets kver, flavor, ksrc, series (a directory, or nothing), fragments.
+# Sourced by kernel and kernel-deb: which source is asked for (KVER, FLAVOR, ARCH and KSRC in
+# the environment), and how it is made ready. `me` is the script's name, `here` this directory.
+# Sets kver, flavor, ksrc, series (a directory, or nothing), fragments, and what ./machine.sh does.
 top=${here%/*}
+# shellcheck source=machine.sh
+. "$here/machine.sh"
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/reuseport
 die() {
 	step_end
@@ -37,9 +39,14 @@ fragments=(base net namespaces bpf testing) series=$top/kernel-patches/$kver
 case $flavor in
 stock) series='' ;;
 patched) ;;
-debug | kcsan | btf) fragments+=("$flavor") ;;
+debug | kcsan | btf | gcov | ia32) fragments+=("$flavor") ;;
 debian) fragments=() series='' ;;
-*) die "unknown FLAVOR='$flavor': patched, stock, debug, kcsan, btf or debian" ;;
+*) die "unknown FLAVOR='$flavor': patched, stock, debug, kcsan, btf, gcov, ia32 or debian" ;;
+esac
+[ -n "$arch" ] || die "unknown ARCH='${ARCH-}': x86_64, i386, arm64 or s390x"
+[ "$arch" = x86_64 ] || case $flavor in
+debian | gcov | ia32) die "FLAVOR=$flavor is for x86_64 alone, not for ARCH=$arch" ;;
+*) fragments+=("$arch") ;;
 esac
 fragments=("${fragments[@]/#/$here/config/}")
 fragments=("${fragments[@]/%/.config}")
@@ -111,7 +118,7 @@ make_tree() {
 # kmake DOING ARGUMENT…: make in $tree. With ccache the second flavour of a line compiles only
 # what the patches touch.
 kmake() {
-	local doing=$1 cc=${CC:-gcc}
+	local doing=$1 cc=${CC:-${cross}gcc}
 	shift
 	if command -v ccache >/dev/null; then
 		cc="ccache $cc"
@@ -120,5 +127,6 @@ kmake() {
 	fi
 	unset MAKEFLAGS MFLAGS MAKELEVEL # what called us may be `make -s`
 	export KBUILD_BUILD_TIMESTAMP=@0 KBUILD_BUILD_USER=reuseport KBUILD_BUILD_HOST=ci
-	run "$doing" make -C "$tree" CC="$cc" -j"${JOBS:-$(nproc)}" "$@"
+	run "$doing" make -C "$tree" ${karch:+ARCH="$karch"} ${cross:+CROSS_COMPILE="$cross"} CC="$cc" \
+		-j"${JOBS:-$(nproc)}" "$@"
 }
