@@ -338,7 +338,7 @@ TEST_F(RestartTest, a_storm_of_sighups_is_one_or_a_few_restarts) {
 TEST_F(RestartTest, a_late_ready_command_is_ended_with_its_process_group) {
   const std::string said = "/tmp/ctl_test.ready." + port();
   Running r =
-      supervise({"--ready-timeout", "1", "--ready",
+      supervise({"--ready-timeout", "3", "--ready",
                  "test ! -e " + said + ".hang || { sleep 300 & echo $! >" + said + "; wait; }"});
   ASSERT_TRUE(saw(r, "started")) << r.peek().err;
   std::ofstream(said + ".hang") << "yes";
