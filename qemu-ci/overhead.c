@@ -3,14 +3,17 @@
  * Instructions the machine executes for one connection that is made, accepted
  * and closed on loopback, with groups of 1 to 2048 listeners. Run it where one
  * nanosecond of the clock is one instruction (vm --icount); ./overhead does.
- * Prints a line "listeners instructions" for each group size; with the argument
+ * Prints a line "connection listeners instructions" for each group size; with the argument
  * "half", every second listener is OFF; with "away SERVERS CLIENTS", the
  * listeners are made in the one cgroup, a directory, and those who connect in
  * the other. And a line "change listeners off on close": what it takes to set
  * the mode of one of so many listeners to OFF and back, each 0 on a kernel
- * without the option, and to close it. And what takes no part: "call setsockopt", "call getsockopt" of another option. And "datagram
- * sockets instructions": one that is sent and received, by a group of sockets
- * that COMMAND, where given, has taken in.
+ * without the option, and to close it. And "refused listeners closed off": a
+ * connect() to a port where nobody listens, and to so many listeners that are
+ * all OFF, again 0 without the option. And what takes no part: "call
+ * setsockopt", "call getsockopt" of another option. And "datagram sockets
+ * instructions": one that is sent and received, by a group of sockets that
+ * COMMAND, where given, has taken in.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -28,8 +31,8 @@
 
 enum { ROUNDS = 31, CONNECTIONS = 200 };
 
-/* UDP sockets of a group at most: each is taken in on its own. */
-enum { MOST_DATAGRAM_SOCKETS = 256 };
+/* UDP sockets of a group at most; fewer where each is taken in on its own. */
+enum { MOST_DATAGRAM_SOCKETS = 2048, MOST_TAKEN_IN = 256 };
 
 static int half_off;
 static const char *server_cgroup, *client_cgroup;
@@ -152,6 +155,60 @@ static void measure_changes(const int *listeners, int n)
 		close(listeners[i]);
 }
 
+static void one_refused(const struct sockaddr_in *addr)
+{
+	int client = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+	if (client < 0)
+		die("socket");
+	if (!connect(client, (const struct sockaddr *)addr, sizeof(*addr)) || errno != ECONNREFUSED)
+		die("connect() was not refused");
+	close(client);
+}
+
+static long long refused(const struct sockaddr_in *addr)
+{
+	long long rounds[ROUNDS];
+
+	for (int i = 0; i < CONNECTIONS; i++)
+		one_refused(addr);
+	for (int r = 0; r < ROUNDS; r++) {
+		long long start = now();
+
+		for (int i = 0; i < CONNECTIONS; i++)
+			one_refused(addr);
+		rounds[r] = (now() - start) / CONNECTIONS;
+	}
+	qsort(rounds, ROUNDS, sizeof(rounds[0]), ascending);
+	return rounds[ROUNDS / 2];
+}
+
+/* Leaves all of them ON. */
+static void measure_refused(const int *listeners, int n, const struct sockaddr_in *addr)
+{
+	struct sockaddr_in nobody = *addr;
+	socklen_t len = sizeof(nobody);
+	long long closed, off = 0;
+	int port;
+
+	/* bound, so that nobody else gets it, and not listening */
+	nobody.sin_port = 0;
+	port = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	if (port < 0 || bind(port, (const struct sockaddr *)&nobody, sizeof(nobody)) ||
+	    getsockname(port, (struct sockaddr *)&nobody, &len))
+		die("a port");
+	closed = refused(&nobody);
+	close(port);
+	if (set_mode(listeners[0], REUSEPORT_LISTEN_OFF)) {
+		for (int i = 1; i < n; i++)
+			set_mode(listeners[i], REUSEPORT_LISTEN_OFF);
+		off = refused(addr);
+		for (int i = 0; i < n; i++)
+			set_mode(listeners[i], REUSEPORT_LISTEN_ON);
+	}
+	printf("refused %d %lld %lld\n", n, closed, off);
+}
+
 static void measure(int n)
 {
 	int *listeners = calloc(n, sizeof(*listeners));
@@ -177,8 +234,10 @@ static void measure(int n)
 		rounds[r] = (now() - start) / CONNECTIONS;
 	}
 	qsort(rounds, ROUNDS, sizeof(rounds[0]), ascending);
-	printf("%d %lld\n", n, rounds[ROUNDS / 2]);
+	printf("connection %d %lld\n", n, rounds[ROUNDS / 2]);
 	close(ep);
+	if (!half_off)
+		measure_refused(listeners, n, &addr);
 	if (n >= ROUNDS && !half_off)
 		measure_changes(listeners, n);
 	else
@@ -294,8 +353,9 @@ int main(int argc, char **argv)
 		return fprintf(stderr, "usage: overhead [half] [away SERVERS CLIENTS] [COMMAND]\n"), 2;
 	measure_call("setsockopt", SOCK_STREAM, other_setsockopt);
 	measure_call("getsockopt", SOCK_STREAM, other_getsockopt);
-	for (int n = 1; n <= MOST_DATAGRAM_SOCKETS; n *= 16)
-		measure_datagrams(n, argv[1]);
+	for (unsigned int i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++)
+		if (sizes[i] <= (argv[1] ? MOST_TAKEN_IN : MOST_DATAGRAM_SOCKETS))
+			measure_datagrams(sizes[i], argv[1]);
 	for (unsigned int i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++)
 		measure(sizes[i]);
 	return 0;
