@@ -56,6 +56,9 @@
  * close() of a drained OFF listener loses nothing. That of a STANDBY one
  * loses nothing unless the last ON member leaves first: look at the group
  * again afterwards.
+ *
+ * group_id tells the groups of one network namespace apart. The numbers of two
+ * namespaces cannot be compared.
  */
 struct reuseport_listen_info {
 	__u32	mode;		/* REUSEPORT_LISTEN_* */
