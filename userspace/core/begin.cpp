@@ -128,7 +128,7 @@ Fault Drain::look_before() noexcept {
       entry.before = entry.info.mode;
     }
     if (entry.info.mode == REUSEPORT_LISTEN_ON && in_group(entry.info)) {
-      on_.push(entry.info.group_id);
+      on_.push(entry.group());
     }
     if (options_.get_info != nullptr) {
       support_ = (entry.info.flags & REUSEPORT_LISTEN_F_BPF) != 0 ? REUSEPORT_SUPPORTED_BY_BPF
@@ -141,7 +141,7 @@ Fault Drain::look_before() noexcept {
 
 // Its group keeps an ON member when all of ours have left. One that is OFF already serves nobody.
 bool Drain::stays_served(const Entry& entry) const noexcept {
-  const auto [first, last] = std::equal_range(on_.begin(), on_.end(), entry.info.group_id);
+  const auto [first, last] = std::equal_range(on_.begin(), on_.end(), entry.group());
   return entry.info.mode == REUSEPORT_LISTEN_OFF ||
          entry.info.group_on > static_cast<std::uint32_t>(last - first);
 }

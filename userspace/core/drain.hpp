@@ -49,6 +49,14 @@ class Drain {
     done,
   };
 
+  /// group_id is the number of a group within its network namespace.
+  struct Group {
+    std::uint64_t netns = 0;
+    std::uint32_t id = 0;
+
+    friend auto operator<=>(const Group&, const Group&) noexcept = default;
+  };
+
   struct Entry {
     int fd = -1;
     Listener listener{};
@@ -68,6 +76,8 @@ class Drain {
                                .group_on = 0,
                                .group_standby = 0,
                                .group_off = 0};
+
+    [[nodiscard]] Group group() const noexcept { return {listener.netns, info.group_id}; }
   };
 
   // begin.cpp
@@ -128,7 +138,7 @@ class Drain {
   Fault fault_;
   Array<Entry> entries_;
   Array<std::uint64_t> inodes_;  ///< of all entries, sorted
-  Array<std::uint32_t> on_;      ///< the group of each entry that was ON, sorted
+  Array<Group> on_;              ///< of each entry that was ON, sorted
   Array<int> fds_;               ///< handed out by step
 };
 

@@ -17,6 +17,8 @@
 namespace reuseport::core {
 namespace {
 
+// SO_NETNS_COOKIE, Linux 5.14; parisc and sparc differ: then 0 is said
+constexpr int netns_cookie = 71;
 constexpr int bind_to_ifindex = 62;  // SO_BINDTOIFINDEX, Linux 5.1; parisc differs: then 0 is said
 
 // The value of an int option, or @p otherwise where there is no such option.
@@ -24,6 +26,13 @@ int get_int(int fd, int level, int name, int otherwise) noexcept {
   int value = 0;
   socklen_t len = sizeof(value);
   return ::getsockopt(fd, level, name, &value, &len) == 0 ? value : otherwise;
+}
+
+std::uint64_t read_netns(int fd) noexcept {
+  std::uint64_t cookie = 0;
+  socklen_t len = sizeof(cookie);
+  const bool told = ::getsockopt(fd, SOL_SOCKET, netns_cookie, &cookie, &len) == 0;
+  return told && len == sizeof(cookie) ? cookie : 0;
 }
 
 // The local address; false where it has none, or a peer.
@@ -80,6 +89,7 @@ Fault examine(int fd, Listener& found) noexcept {
     return {EINVAL, "add", "this socket does not listen", fd};
   }
   found.identity = identify(fd);
+  found.netns = read_netns(fd);
   found.place = {};
   found.place.protocol = datagram ? IPPROTO_UDP : IPPROTO_TCP;
   if (!read_place(fd, found.place)) {

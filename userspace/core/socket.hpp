@@ -44,6 +44,7 @@ struct Place {
 struct Listener {
   Identity identity;
   Place place;
+  std::uint64_t netns = 0;  ///< the cookie of its network namespace; 0 before Linux 5.14
   [[nodiscard]] bool datagram() const noexcept { return place.protocol == IPPROTO_UDP; }
 };
 

@@ -2,10 +2,13 @@
 #include "mode.hpp"
 
 #include <fmt/format.h>
+#include <sys/socket.h>
 
 #include <cerrno>
+#include <cstdint>
 #include <iterator>
 #include <map>
+#include <utility>
 #include <vector>
 
 #include "newcomer.hpp"
@@ -46,20 +49,33 @@ Done set(const Target& target, Mode mode) {
                            target.str());
 }
 
+using Group = std::pair<std::uint64_t, std::uint32_t>;
+
+/// group_id is the number of a group within its network namespace, whose cookie Linux has
+/// since 5.14.
+Group group_of(const Target& target, const reuseport_listen_info& info) {
+  std::uint64_t netns = 0;
+  socklen_t len = sizeof(netns);
+  if (::getsockopt(target.fd.get(), SOL_SOCKET, SO_NETNS_COOKIE, &netns, &len) != 0) {
+    netns = 0;
+  }
+  return {netns, info.group_id};
+}
+
 /// Exit::last_on when a group would be left without an ON listener by switching the targets off.
 Done refuse_last_on(const std::vector<Target>& targets) {
-  std::map<std::uint32_t, std::uint32_t> ours_on;  // by group
+  std::map<Group, std::uint32_t> ours_on;
   std::vector<std::pair<const Target*, reuseport_listen_info>> infos;
   for (const Target& t : targets) {
     const auto info = info_of(t);
     if (!info) {
       return tl::unexpected(info.error());
     }
-    ours_on[info->group_id] += info->group_on > 0 && info->mode == REUSEPORT_LISTEN_ON ? 1 : 0;
+    ours_on[group_of(t, *info)] += info->group_on > 0 && info->mode == REUSEPORT_LISTEN_ON ? 1 : 0;
     infos.emplace_back(&t, *info);
   }
   for (const auto& [target, info] : infos) {
-    if (info.group_on <= ours_on[info.group_id]) {
+    if (info.group_on <= ours_on[group_of(*target, info)]) {
       Successor nobody;
       nobody.why = "no other member of its group is ON";
       return failed(nobody_takes_over(*target, nobody));

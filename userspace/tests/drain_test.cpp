@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The drain's rules, on any kernel: the option is played by a table, the listeners are real.
 #include <fcntl.h>
+#include <sched.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
 
@@ -102,6 +103,16 @@ class DrainRules : public test::NetNsTest {
   test::Address at_;
   Fd newcomer_;
 };
+
+// The number of a group is one of its namespace: each of these has a newcomer of its own.
+TEST_F(DrainRules, groups_of_two_namespaces_are_two) {
+  ASSERT_EQ(::unshare(CLONE_NEWNET), 0);
+  Fd elsewhere = test::open_listener(test::address("0.0.0.0"));
+  provider_.say(elsewhere.get(), 2);
+  Drain drain = drain_of_old();
+  ASSERT_TRUE(drain.add(std::move(elsewhere)));
+  EXPECT_TRUE(drain.start());
+}
 
 // ---- Nothing is claimed that was not seen ----
 
