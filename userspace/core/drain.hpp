@@ -54,7 +54,9 @@ class Drain {
     std::uint64_t netns = 0;
     std::uint32_t id = 0;
 
-    friend auto operator<=>(const Group&, const Group&) noexcept = default;
+    friend bool operator<(const Group& a, const Group& b) noexcept {
+      return a.netns != b.netns ? a.netns < b.netns : a.id < b.id;
+    }
   };
 
   struct Entry {
