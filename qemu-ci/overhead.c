@@ -29,7 +29,7 @@
 
 #include "../uapi/linux/reuseport.h"
 
-enum { ROUNDS = 31, CONNECTIONS = 200 };
+enum { ROUNDS = 31, CONNECTIONS = 200, CLIENTS = 16 };
 
 /* UDP sockets of a group at most; fewer where each is taken in on its own. */
 enum { MOST_DATAGRAM_SOCKETS = 2048, MOST_TAKEN_IN = 256 };
@@ -89,9 +89,17 @@ static int open_group(int type, int *listeners, int n, struct sockaddr_in *addr)
 	return ep;
 }
 
+/* A group, what waits for its members, and who sends to it. */
+struct group {
+	int ep;
+	struct sockaddr_in addr;
+	int clients[CLIENTS];
+};
+
 /* The client resets, so that no TIME_WAIT socket makes the next one dearer. */
-static void one_connection(int ep, const struct sockaddr_in *addr)
+static void one_connection(const void *with)
 {
+	const struct group *group = with;
 	const struct linger reset = { .l_onoff = 1 };
 	struct epoll_event e;
 	int client, child;
@@ -99,9 +107,9 @@ static void one_connection(int ep, const struct sockaddr_in *addr)
 	client = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
 	if (client < 0 ||
 	    setsockopt(client, SOL_SOCKET, SO_LINGER, &reset, sizeof(reset)) ||
-	    connect(client, (const struct sockaddr *)addr, sizeof(*addr)))
+	    connect(client, (const struct sockaddr *)&group->addr, sizeof(group->addr)))
 		die("connect");
-	if (epoll_wait(ep, &e, 1, 1000) != 1)
+	if (epoll_wait(group->ep, &e, 1, 1000) != 1)
 		die("no listener has it");
 	child = accept4(e.data.fd, NULL, NULL, SOCK_CLOEXEC);
 	if (child < 0)
@@ -129,6 +137,29 @@ static long long set_mode(int fd, int mode)
 	return now() - start;
 }
 
+static long long median(long long *rounds)
+{
+	qsort(rounds, ROUNDS, sizeof(rounds[0]), ascending);
+	return rounds[ROUNDS / 2];
+}
+
+/* What once(with) takes, when caches, slabs and ports are warm. */
+static long long cost_of(void (*once)(const void *with), const void *with)
+{
+	long long rounds[ROUNDS];
+
+	for (int i = 0; i < CONNECTIONS; i++)
+		once(with);
+	for (int r = 0; r < ROUNDS; r++) {
+		long long start = now();
+
+		for (int i = 0; i < CONNECTIONS; i++)
+			once(with);
+		rounds[r] = (now() - start) / CONNECTIONS;
+	}
+	return median(rounds);
+}
+
 /* Members from all over the group, for where one stands may matter; closes the group. */
 static void measure_changes(const int *listeners, int n)
 {
@@ -146,41 +177,20 @@ static void measure_changes(const int *listeners, int n)
 		close(listeners[(long long)r * n / ROUNDS]);
 		closing[r] = now() - start;
 	}
-	qsort(off, ROUNDS, sizeof(off[0]), ascending);
-	qsort(on, ROUNDS, sizeof(on[0]), ascending);
-	qsort(closing, ROUNDS, sizeof(closing[0]), ascending);
-	printf("change %d %lld %lld %lld\n", n, off[ROUNDS / 2], on[ROUNDS / 2],
-	       closing[ROUNDS / 2]);
+	printf("change %d %lld %lld %lld\n", n, median(off), median(on), median(closing));
 	for (int i = 0; i < n; i++)
 		close(listeners[i]);
 }
 
-static void one_refused(const struct sockaddr_in *addr)
+static void one_refused(const void *addr)
 {
 	int client = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
 	if (client < 0)
 		die("socket");
-	if (!connect(client, (const struct sockaddr *)addr, sizeof(*addr)) || errno != ECONNREFUSED)
+	if (!connect(client, addr, sizeof(struct sockaddr_in)) || errno != ECONNREFUSED)
 		die("connect() was not refused");
 	close(client);
-}
-
-static long long refused(const struct sockaddr_in *addr)
-{
-	long long rounds[ROUNDS];
-
-	for (int i = 0; i < CONNECTIONS; i++)
-		one_refused(addr);
-	for (int r = 0; r < ROUNDS; r++) {
-		long long start = now();
-
-		for (int i = 0; i < CONNECTIONS; i++)
-			one_refused(addr);
-		rounds[r] = (now() - start) / CONNECTIONS;
-	}
-	qsort(rounds, ROUNDS, sizeof(rounds[0]), ascending);
-	return rounds[ROUNDS / 2];
 }
 
 /* Leaves all of them ON. */
@@ -197,12 +207,12 @@ static void measure_refused(const int *listeners, int n, const struct sockaddr_i
 	if (port < 0 || bind(port, (const struct sockaddr *)&nobody, sizeof(nobody)) ||
 	    getsockname(port, (struct sockaddr *)&nobody, &len))
 		die("a port");
-	closed = refused(&nobody);
+	closed = cost_of(one_refused, &nobody);
 	close(port);
 	if (set_mode(listeners[0], REUSEPORT_LISTEN_OFF)) {
 		for (int i = 1; i < n; i++)
 			set_mode(listeners[i], REUSEPORT_LISTEN_OFF);
-		off = refused(addr);
+		off = cost_of(one_refused, addr);
 		for (int i = 0; i < n; i++)
 			set_mode(listeners[i], REUSEPORT_LISTEN_ON);
 	}
@@ -212,32 +222,20 @@ static void measure_refused(const int *listeners, int n, const struct sockaddr_i
 static void measure(int n)
 {
 	int *listeners = calloc(n, sizeof(*listeners));
-	long long rounds[ROUNDS];
-	struct sockaddr_in addr;
-	int ep;
+	struct group group;
 
 	if (!listeners)
 		die("calloc");
 	enter(server_cgroup);
-	ep = open_group(SOCK_STREAM, listeners, n, &addr);
+	group.ep = open_group(SOCK_STREAM, listeners, n, &group.addr);
 	enter(client_cgroup);
 	for (int i = 1; half_off && i < n; i += 2)
 		if (!set_mode(listeners[i], REUSEPORT_LISTEN_OFF))
 			die("SO_REUSEPORT_LISTEN_OFF");
-	for (int i = 0; i < CONNECTIONS; i++) /* caches, slabs, ports */
-		one_connection(ep, &addr);
-	for (int r = 0; r < ROUNDS; r++) {
-		long long start = now();
-
-		for (int i = 0; i < CONNECTIONS; i++)
-			one_connection(ep, &addr);
-		rounds[r] = (now() - start) / CONNECTIONS;
-	}
-	qsort(rounds, ROUNDS, sizeof(rounds[0]), ascending);
-	printf("connection %d %lld\n", n, rounds[ROUNDS / 2]);
-	close(ep);
+	printf("connection %d %lld\n", n, cost_of(one_connection, &group));
+	close(group.ep);
 	if (!half_off)
-		measure_refused(listeners, n, &addr);
+		measure_refused(listeners, n, &group.addr);
 	if (n >= ROUNDS && !half_off)
 		measure_changes(listeners, n);
 	else
@@ -247,88 +245,69 @@ static void measure(int n)
 	free(listeners);
 }
 
-static void other_setsockopt(int fd)
+static void other_setsockopt(const void *with)
 {
-	int one = 1;
+	int fd = *(const int *)with, one = 1;
 
 	if (setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof(one)))
 		die("SO_KEEPALIVE");
 }
 
-static void other_getsockopt(int fd)
+static void other_getsockopt(const void *with)
 {
+	int fd = *(const int *)with, value;
 	socklen_t len = sizeof(int);
-	int value;
 
 	if (getsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &value, &len))
 		die("SO_KEEPALIVE");
 }
 
-static void measure_call(const char *name, int type, void (*call)(int fd))
+static void measure_call(const char *name, int type, void (*call)(const void *fd))
 {
 	int fd = socket(AF_INET, type | SOCK_CLOEXEC, 0);
-	long long rounds[ROUNDS];
 
 	if (fd < 0)
 		die("socket");
-	for (int i = 0; i < CONNECTIONS; i++)
-		call(fd);
-	for (int r = 0; r < ROUNDS; r++) {
-		long long start = now();
-
-		for (int i = 0; i < CONNECTIONS; i++)
-			call(fd);
-		rounds[r] = (now() - start) / CONNECTIONS;
-	}
-	qsort(rounds, ROUNDS, sizeof(rounds[0]), ascending);
-	printf("call %s %lld\n", name, rounds[ROUNDS / 2]);
+	printf("call %s %lld\n", name, cost_of(call, &fd));
 	close(fd);
 }
 
 /* One byte from one of the clients to one of the group, which reads it. */
-static void one_datagram(int ep, int client, const struct sockaddr_in *addr)
+static void one_datagram(const void *with)
 {
+	const struct group *group = with;
+	static unsigned int sent;
 	struct epoll_event e;
 	char byte = 0;
 
-	if (sendto(client, &byte, 1, 0, (const struct sockaddr *)addr, sizeof(*addr)) != 1)
+	if (sendto(group->clients[sent++ % CLIENTS], &byte, 1, 0, (const struct sockaddr *)&group->addr,
+		   sizeof(group->addr)) != 1)
 		die("sendto");
-	if (epoll_wait(ep, &e, 1, 1000) != 1 || recv(e.data.fd, &byte, 1, 0) != 1)
+	if (epoll_wait(group->ep, &e, 1, 1000) != 1 || recv(e.data.fd, &byte, 1, 0) != 1)
 		die("no socket has the datagram");
 }
 
 /* adopt: a command that takes the sockets in, or NULL */
 static void measure_datagrams(int n, const char *adopt)
 {
-	int sockets[MOST_DATAGRAM_SOCKETS], clients[16], ep;
-	long long rounds[ROUNDS];
-	struct sockaddr_in addr;
+	int sockets[MOST_DATAGRAM_SOCKETS];
+	struct group group;
 
-	ep = open_group(SOCK_DGRAM, sockets, n, &addr);
-	for (int i = 0; i < 16; i++)
-		clients[i] = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	group.ep = open_group(SOCK_DGRAM, sockets, n, &group.addr);
+	for (int i = 0; i < CLIENTS; i++)
+		group.clients[i] = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
 	if (adopt && system(adopt))
 		die(adopt);
 	for (int i = 1; half_off && i < n; i += 2)
 		if (!set_mode(sockets[i], REUSEPORT_LISTEN_OFF))
 			die("SO_REUSEPORT_LISTEN_OFF");
-	for (int i = 0; i < CONNECTIONS; i++)
-		one_datagram(ep, clients[i % 16], &addr);
-	for (int r = 0; r < ROUNDS; r++) {
-		long long start = now();
-
-		for (int i = 0; i < CONNECTIONS; i++)
-			one_datagram(ep, clients[i % 16], &addr);
-		rounds[r] = (now() - start) / CONNECTIONS;
-	}
-	qsort(rounds, ROUNDS, sizeof(rounds[0]), ascending);
-	printf("datagram %d %lld\n", n, rounds[ROUNDS / 2]);
+	printf("datagram %d %lld\n", n, cost_of(one_datagram, &group));
 	fflush(stdout);
-	for (int i = 0; i < 16; i++)
-		close(clients[i]);
+	for (int i = 0; i < CLIENTS; i++)
+		close(group.clients[i]);
 	for (int i = 0; i < n; i++)
 		close(sockets[i]);
-	close(ep);
+	close(group.ep);
 }
 
 int main(int argc, char **argv)
