@@ -49,36 +49,38 @@ Done set(const Target& target, Mode mode) {
                            target.str());
 }
 
-using Group = std::pair<std::uint64_t, std::uint32_t>;
-
-/// group_id is the number of a group within its network namespace, whose cookie Linux has
-/// since 5.14.
-Group group_of(const Target& target, const reuseport_listen_info& info) {
+/// The cookie of its network namespace, Linux 5.14; 0 before that.
+std::uint64_t netns_of(const Target& target) {
   std::uint64_t netns = 0;
   socklen_t len = sizeof(netns);
-  if (::getsockopt(target.fd.get(), SOL_SOCKET, SO_NETNS_COOKIE, &netns, &len) != 0) {
-    netns = 0;
-  }
-  return {netns, info.group_id};
+  return ::getsockopt(target.fd.get(), SOL_SOCKET, SO_NETNS_COOKIE, &netns, &len) == 0 ? netns : 0;
 }
 
 /// Exit::last_on when a group would be left without an ON listener by switching the targets off.
 Done refuse_last_on(const std::vector<Target>& targets) {
+  // group_id is the number of a group within its network namespace
+  using Group = std::pair<std::uint64_t, std::uint32_t>;
+  struct Member {
+    const Target* target;
+    Group group;
+    std::uint32_t group_on;
+  };
   std::map<Group, std::uint32_t> ours_on;
-  std::vector<std::pair<const Target*, reuseport_listen_info>> infos;
+  std::vector<Member> members;
   for (const Target& t : targets) {
     const auto info = info_of(t);
     if (!info) {
       return tl::unexpected(info.error());
     }
-    ours_on[group_of(t, *info)] += info->group_on > 0 && info->mode == REUSEPORT_LISTEN_ON ? 1 : 0;
-    infos.emplace_back(&t, *info);
+    const Group group{netns_of(t), info->group_id};
+    ours_on[group] += info->group_on > 0 && info->mode == REUSEPORT_LISTEN_ON ? 1 : 0;
+    members.push_back({&t, group, info->group_on});
   }
-  for (const auto& [target, info] : infos) {
-    if (info.group_on <= ours_on[group_of(*target, info)]) {
+  for (const Member& member : members) {
+    if (member.group_on <= ours_on[member.group]) {
       Successor nobody;
       nobody.why = "no other member of its group is ON";
-      return failed(nobody_takes_over(*target, nobody));
+      return failed(nobody_takes_over(*member.target, nobody));
     }
   }
   return {};

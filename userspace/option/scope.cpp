@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // The option for a cgroup and a network namespace, pinned below /sys/fs/bpf/reuseport/:
 //
-//   maps/NAME                the tables, shared by all programs
-//   programs/NAME            what the next tool needs, all but choose(), so that it need not load
-//   it cgroups/ID/PROGRAM       links of the programs of a cgroup namespaces/COOKIE/choose link of
-//   sk_lookup in a network namespace
+//   maps/NAME                 the tables, shared by all programs
+//   programs/NAME             what the next tool needs, so that it loads choose() alone
+//   cgroups/ID/PROGRAM        links of the programs of a cgroup
+//   namespaces/COOKIE/choose  link of sk_lookup in a network namespace
 #include <arpa/inet.h>
 #include <bpf/bpf.h>
 #include <fcntl.h>
