@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
  * Process 1 of the virtual machine. Read main() top to bottom: it makes the
- * host's file system usable, runs one command in it, and reports on the second
- * serial port, or on the port "verdict" of a machine that has none, what became of it. The host believes only a last line "exit N KEY"
- * there, so that line is written after everything that can still go wrong. KEY
- * is made at random and is in the first line, from before the command: what else
- * gets to that port is no verdict.
+ * host's file system usable, runs one command in it, and reports what became
+ * of it on the second serial port, or on the virtio port "verdict" of a machine
+ * that has none. The host believes only a last line "exit N KEY" there, so that
+ * line is written after everything that can still go wrong. KEY is made at
+ * random and is in the first line, from before the command: what else gets to
+ * that port is no verdict.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
