@@ -91,7 +91,9 @@ const std::map<std::string, Method> methods = {
 
 /// What drain and restart have in common.
 template <typename Options>
-void add_method(CLI::App* app, Options& options) {
+void add_method(CLI::App* app, Options& options, bool& reuseport_only) {
+  app->add_flag("--reuseport-only", reuseport_only,
+                "leave listeners without SO_REUSEPORT alone: an admin port, say");
   option(
       app, "--method", options.method,
       [](const std::string& text) {
@@ -290,7 +292,7 @@ void declare(CLI::App& app, Arguments& a, std::function<Outcome<int>()>& run) {
   option(drain, "--timeout", a.drain.timeout, parse_duration, "give up after this (30 s)",
          "SECONDS");
   option(drain, "--signal", a.drain.signal, parse_signal, "then send this to the process", "NAME");
-  add_method(drain, a.drain);
+  add_method(drain, a.drain, a.drain.selection.reuseport_only);
   drain
       ->add_option("--ready", a.drain.ready,
                    "shell command that says 0 when the new server is ready ($REUSEPORT_PID)")
@@ -336,7 +338,7 @@ void declare(CLI::App& app, Arguments& a, std::function<Outcome<int>()>& run) {
          "kill the old one this long after the signal (90 s), 0: never", "SECONDS");
   option(restart, "--signal", a.restart.signal, parse_signal, "what ends the server (TERM)",
          "NAME");
-  add_method(restart, a.restart);
+  add_method(restart, a.restart, a.restart.reuseport_only);
   restart->add_flag("--allow-last", a.restart.allow_last,
                     "also addresses that the new server does not serve");
   restart->add_flag("--dry-run", a.restart.dry_run, "only say what would be done");

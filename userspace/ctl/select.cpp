@@ -301,13 +301,16 @@ Outcome<std::vector<Target>> take_selected(const Selection& selection, const Vie
     if (!target) {
       return tl::unexpected(target.error());
     }
-    if (socket.protocol == Protocol::udp && !selection.named() && !target->reuseport) {
+    const bool client = socket.protocol == Protocol::udp && !selection.named();
+    if (!target->reuseport && (client || selection.reuseport_only)) {
       continue;
     }
     out.push_back(std::move(*target));
   }
   if (out.empty()) {
-    return failed(Failure(Exit::error, fmt::format("no listener with {}", selection.str()),
+    return failed(Failure(Exit::error,
+                          fmt::format("no listener with {}{}", selection.str(),
+                                      selection.reuseport_only ? " and SO_REUSEPORT" : ""),
                           "see reuseportctl list"));
   }
   return out;

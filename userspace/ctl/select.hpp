@@ -43,6 +43,7 @@ struct Selection {
   std::optional<std::uint64_t> inode;
   bool tcp = false;  ///< neither: both
   bool udp = false;
+  bool reuseport_only = false;  ///< take_selected(): leave those without SO_REUSEPORT out
 
   /// Nothing was said, so everything is meant: fit for reading, not for changing.
   [[nodiscard]] bool everything() const { return !pid && !port && !address && !inode; }
@@ -104,7 +105,8 @@ struct Target {
                                    Processes& processes);
 
 /// Takes hold of all selected sockets. Left out, unless @p selection names them by more than a
-/// process: UDP sockets without SO_REUSEPORT, which are clients, and listeners of strangers.
+/// process: UDP sockets without SO_REUSEPORT, which are clients, and listeners of strangers. With
+/// Selection::reuseport_only, all without SO_REUSEPORT are.
 [[nodiscard]] Outcome<std::vector<Target>> take_selected(const Selection& selection,
                                                          const View& view, Processes& processes);
 

@@ -13,10 +13,10 @@
 #include <utility>
 
 #include "child.hpp"
-#include "newcomer.hpp"
 #include "notify.hpp"
 #include "provider.hpp"
 #include "select.hpp"
+#include "served.hpp"
 #include "wait.hpp"
 
 namespace reuseport::ctl {
@@ -41,6 +41,7 @@ DrainOptions drain_options(const RestartOptions& options) {
   o.require = options.require;
   o.before_signal = options.before_signal;
   o.connections = options.connections;
+  o.selection.reuseport_only = options.reuseport_only;
   return o;
 }
 
@@ -140,41 +141,6 @@ class Supervisor final : public Waiter {
     }
   }
 
-  struct Served {
-    View view;  ///< its sockets are those of the process and its descendants alone
-    std::vector<Target> targets;
-  };
-  /// What @p child and its descendants listen on.
-  static Outcome<Served> served_by(const Child& child) {
-    Selection selection;
-    selection.pid = child.pid();
-    auto view = look(selection, child.process());
-    if (!view) {
-      return tl::unexpected(view.error());
-    }
-    Processes processes;
-    auto targets = take_selected(selection, *view, processes);
-    if (!targets) {
-      return tl::unexpected(targets.error());
-    }
-    std::erase_if(view->sockets, [&](const DiagSocket& s) { return !view->in_tree(s.inode); });
-    return Served{std::move(*view), std::move(*targets)};
-  }
-
-  /// What keeps @p now from taking over from @p old; empty: nothing.
-  static std::string lacks(const Served& old, const Served& now) {
-    Processes processes;
-    const Newcomers newcomers(now.view, old.targets, processes);
-    for (const Target& t : old.targets) {
-      const Successor successor = newcomers.of(t);
-      if (successor.cover == Cover::none) {
-        return fmt::format("does not serve {}{}{}", t.socket.local.str(),
-                           successor.why.empty() ? "" : ": ", successor.why);
-      }
-    }
-    return {};
-  }
-
   /// Runs --ready once, no longer than until @p deadline and the end of @p child.
   Outcome<bool> ask_ready(const Child& child, Clock::time_point deadline) {
     if (options_.ready.empty()) {
@@ -205,14 +171,14 @@ class Supervisor final : public Waiter {
         return failed(Failure(Exit::error, fmt::format("process {} {} before it was ready",
                                                        child.pid(), child.how())));
       }
-      const auto now = served_by(child);
+      const auto now = served_by(child.process(), options_.reuseport_only);
       if (!now && (now.error().exit == Exit::unsupported || now.error().exit == Exit::permission)) {
         return tl::unexpected(now.error());  // waiting will not help
       }
       bool all = now && std::any_of(now->targets.begin(), now->targets.end(),
                                     [](const Target& t) { return t.reuseport; });
       if (all && old != nullptr && old->running() && !options_.allow_last) {
-        const auto before = served_by(*old);
+        const auto before = served_by(old->process(), options_.reuseport_only);
         const std::string gap = before ? lacks(*before, *now) : before.error().line();
         all = gap.empty();
         lacking = gap.empty() ? lacking : gap;
@@ -292,6 +258,7 @@ class Supervisor final : public Waiter {
     if (next.running() && current_->running() && !stopping_) {
       DrainOptions o;
       o.method = options_.method;
+      o.selection.reuseport_only = options_.reuseport_only;
       o.timeout = std::min<std::chrono::milliseconds>(options_.drain_timeout, way_back);
       if (const auto back = drain(o, next.process(), {*this, children_, out_}); !back) {
         out_.end_progress();

@@ -32,8 +32,9 @@ struct RestartOptions {
   bool require = false;  ///< as for drain, and the two below
   std::string before_signal;
   std::optional<std::size_t> connections;
-  bool allow_last = false;  ///< also addresses that the new server does not serve
-  bool dry_run = false;     ///< only say what would be run, and how it would drain
+  bool allow_last = false;      ///< also addresses that the new server does not serve
+  bool reuseport_only = false;  ///< listeners without SO_REUSEPORT end with their server
+  bool dry_run = false;         ///< only say what would be run, and how it would drain
 };
 
 /// Runs CMD until it ends or SIGTERM or SIGINT come; returns what to exit with: the status of CMD,

@@ -459,6 +459,22 @@ TEST_F(CtlTest, a_listener_without_reuseport_is_told_so) {
   EXPECT_EQ(ask(), old.pid());
 }
 
+TEST_F(CtlTest, reuseport_only_leaves_an_admin_port_alone) {
+  Running old = server(1, "admin");
+  const Running fresh = server(1);
+  expect_refused({{"drain", "--pid", pid_of(old), "--signal", "TERM"}, 7, "has no SO_REUSEPORT"});
+  EXPECT_EQ(::kill(old.pid(), 0), 0);
+  const auto ran = run(
+      {"drain", "--json", "--reuseport-only", "--pid", pid_of(old), "--signal", "TERM", "--wait"});
+  EXPECT_EQ(ran.code, 0) << ran.err;
+  EXPECT_EQ(ran.doc()["drain"]["listeners"].size(), 1U) << ran.out;
+  EXPECT_EQ(ask(), fresh.pid());
+  const Running plain = server(1, "plain apart");
+  expect_refused({{"drain", "--reuseport-only", "--pid", pid_of(plain), "--signal", "TERM"},
+                  1,
+                  "and SO_REUSEPORT"});
+}
+
 TEST_F(CtlTest, allow_last_works_with_every_method) {
   for (const char* method : {"auto", "option", "close"}) {
     Running old = server(1);

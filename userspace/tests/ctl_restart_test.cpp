@@ -380,6 +380,25 @@ TEST_F(RestartTest, connections_are_waited_for) {
   EXPECT_TRUE(saw(r, "restarted")) << r.peek().err;
 }
 
+TEST_F(RestartTest, an_admin_port_without_reuseport_is_left_alone_if_asked) {
+  Running r = supervise({"--ready-timeout", "3"}, "2 admin");
+  ASSERT_TRUE(saw(r, "started")) << r.peek().err;
+  const pid_t first = ask();
+  r.signal(SIGHUP);
+  ASSERT_TRUE(saw(r, "restart_failed")) << r.peek().err;
+  EXPECT_NE(r.peek().err.find("has no SO_REUSEPORT"), std::string::npos) << r.peek().err;
+  EXPECT_EQ(ask(), first);
+  r.signal(SIGTERM);
+  EXPECT_EQ(r.result().code, 0);
+
+  Running other = supervise({"--reuseport-only"}, "2 admin");
+  ASSERT_TRUE(saw(other, "started")) << other.peek().err;
+  const pid_t old = ask();
+  other.signal(SIGHUP);
+  ASSERT_TRUE(saw(other, "restarted")) << other.peek().err;
+  EXPECT_NE(ask(), old);
+}
+
 TEST_F(RestartTest, the_watchdog_is_fed) {
   listen_as_manager();
   Running r = supervise({}, "2", {}, {"WATCHDOG_USEC=200000"});

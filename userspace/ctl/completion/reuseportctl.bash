@@ -59,9 +59,9 @@ _reuseportctl() {
 	watch) options="$selection --interval --count" ;;
 	on | off | standby) options="$selection --allow-shared --allow-last --dry-run" ;;
 	drain) options="$selection --timeout --signal --method --require --ready --before-signal --connections
-		--wait --await-newcomer --on-deadline --allow-shared --allow-last --dry-run" ;;
+		--wait --await-newcomer --on-deadline --reuseport-only --allow-shared --allow-last --dry-run" ;;
 	restart) options='--ready --ready-timeout --timeout --stop-timeout --signal --method --require
-		--before-signal --connections --allow-last --dry-run --' ;;
+		--before-signal --connections --reuseport-only --allow-last --dry-run --' ;;
 	*) options="$commands --version -V" ;;
 	esac
 	mapfile -t COMPREPLY < <(compgen -W "$options $everywhere" -- "$cur")

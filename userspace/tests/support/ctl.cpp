@@ -69,7 +69,7 @@ void fork_stranger(const Address& at) {
 }
 
 /// CTL_TEST_SERVER="PORT LISTENERS [ip=ADDRESS] [v6only] [plain] [idle] [stubborn] [defer] [v6]
-/// [udp] [reuseaddr] [fails] [keep] [threads] [forks] [stranger] [apart] [workers=N]": answers each
+/// [udp] [reuseaddr] [fails] [keep] [threads] [forks] [stranger] [apart] [admin] [workers=N]": answers each
 /// connection with its pid; on TERM closes at once, without looking at its queue.
 ///   plain     no SO_REUSEPORT
 ///   keep      connections stay open until the client closes them, or TERM cuts them
@@ -77,6 +77,7 @@ void fork_stranger(const Address& at) {
 ///   forks     a new child all the time
 ///   stranger  has a child of another user that listens on the next port
 ///   apart     each listener on an address of its own
+///   admin     one more listener, without SO_REUSEPORT and on any port
 ///   workers   so many children that hold the listeners too
 int serve(const std::string& how) {
   std::istringstream in(how);
@@ -125,6 +126,8 @@ int serve(const std::string& how) {
     }
     polls.push_back({fds.back().get(), POLLIN, 0});
   }
+  const Fd admin =
+      has("admin") ? listener_of(address(ip), SOCK_STREAM, false, false, false) : Fd();
   for (int i = std::stoi(value("workers", "0")); i > 0; i--) {
     if (::fork() == 0) {
       ::prctl(PR_SET_PDEATHSIG, SIGKILL);
