@@ -685,7 +685,7 @@ TEST_F(tcp, reuseport_cleared_before_listen)
 		ASSERT_LE(0, fd);
 		port = local_port(fd);
 		EXPECT_EQ(OFF, get_mode(fd));
-		EXPECT_EQ(-ECONNREFUSED, dial(p->dst, SOCK_STREAM, port));
+		ASSERT_EQ(-ECONNREFUSED, dial(p->dst, SOCK_STREAM, port));
 		EXPECT_EQ(0, get_info(fd).queued);
 		EXPECT_EQ(-EINVAL, set_mode(fd, ON));
 		ASSERT_EQ(0, set_int(fd, SOL_SOCKET, SO_REUSEPORT, 1));

@@ -106,6 +106,7 @@ static int settle_ms(int fd)
 
 TEST_F(settled, own_changes)
 {
+	ASSERT_EQ(0, set_mode(self->b, ON));
 	EXPECT_TRUE(UNSETTLES(self->b, set_mode(self->b, OFF),
 			      set_mode(self->b, ON)));
 	EXPECT_TRUE(UNSETTLES(self->b, set_mode(self->b, STANDBY),
@@ -244,6 +245,7 @@ struct flipper {
 	int modes[2];
 	int pause_us;
 	bool *stop;
+	bool ended;
 	long flips;
 };
 
@@ -258,6 +260,7 @@ static void *flip(void *arg)
 		if (f->pause_us)
 			usleep(f->pause_us);
 	}
+	__atomic_store_n(&f->ended, true, __ATOMIC_RELEASE);
 	return NULL;
 }
 
@@ -275,13 +278,15 @@ static int starve(struct flipper *f, int n, const int *modes, int pause_us,
 		f[i].modes[1] = modes[1];
 		f[i].pause_us = pause_us;
 		f[i].stop = &stop;
+		f[i].ended = false;
 		f[i].flips = 0;
 		if (pthread_create(&f[i].thread, NULL, flip, &f[i]))
 			break;
 	}
 	started = i;
 	for (i = 0; i < started; i++)
-		wait_for(__atomic_load_n(&f[i].flips, __ATOMIC_RELAXED) > 2);
+		wait_for(__atomic_load_n(&f[i].flips, __ATOMIC_RELAXED) > 2 ||
+			 __atomic_load_n(&f[i].ended, __ATOMIC_ACQUIRE));
 	for (rounds = 0; rounds < 5 && max < SETTLE_MS; rounds++) {
 		if (set_mode(fd, ON) || set_mode(fd, mode))
 			break;

@@ -1,9 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// reuseportctl drain, stopped and killed at each system call it makes: see ptrace(2).
+// reuseportctl drain, stopped and killed at each system call it makes: see ptrace(2), seccomp(2).
 #include <linux/bpf.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
 
+#include <array>
+#include <cstddef>
 #include <cstring>
 #include <filesystem>
 #include <optional>
@@ -35,6 +39,7 @@ class Stepped {
       ::dup2(null, STDOUT_FILENO);
       ::dup2(null, STDERR_FILENO);
       ::ptrace(PTRACE_TRACEME, 0, nullptr, nullptr);
+      trace_some();
       ::execv(argv[0], argv.data());
       ::_exit(126);
     }
@@ -53,10 +58,10 @@ class Stepped {
       if (!call || over_) {
         return false;
       }
-      if (call->op == PTRACE_SYSCALL_INFO_ENTRY) {
-        number_ = call->entry.nr;
+      if (entering_) {
+        number_ = call->seccomp.nr;
         counts_ = changes(*call);
-        over_ = number_ == SYS_pidfd_send_signal && call->entry.args[1] != 0;
+        over_ = number_ == SYS_pidfd_send_signal && call->seccomp.args[1] != 0;
       }
       step += counts_ ? 1 : 0;
     }
@@ -77,17 +82,37 @@ class Stepped {
  private:
   using Call = __ptrace_syscall_info;
 
+  /// The calls that can be steps: of the thousands that a program makes while it starts, few.
+  static constexpr std::array traced{SYS_setsockopt, SYS_bpf, SYS_pidfd_getfd,
+                                     SYS_pidfd_send_signal, SYS_close};
+
+  /// In the child: the tracer is asked at the calls traced alone.
+  static void trace_some() {
+    constexpr auto size = traced.size();
+    std::array<sock_filter, size + 3> program{};
+    program[0] = BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr));
+    for (std::size_t i = 0; i < size; i++) {
+      program[i + 1] = BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, static_cast<unsigned>(traced[i]),
+                                static_cast<unsigned char>(size - i), 0);
+    }
+    program[size + 1] = BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
+    program[size + 2] = BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_TRACE);
+    const sock_fprog filter{program.size(), program.data()};
+    if (::syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &filter) != 0) {
+      ::_exit(126);
+    }
+  }
   [[nodiscard]] bool stopped_at_exec() const {
     int status = 0;
-    constexpr long options = PTRACE_O_TRACESYSGOOD | PTRACE_O_EXITKILL;
+    constexpr long options = PTRACE_O_TRACESYSGOOD | PTRACE_O_TRACESECCOMP | PTRACE_O_EXITKILL;
     return ::waitpid(pid_, &status, 0) == pid_ && WIFSTOPPED(status) &&
            ::ptrace(PTRACE_SETOPTIONS, pid_, nullptr, options) == 0;
   }
   [[nodiscard]] bool changes(const Call& call) const {
-    switch (call.entry.nr) {
-      case SYS_setsockopt: return call.entry.args[2] == SO_REUSEPORT_LISTEN_OFF;
+    switch (call.seccomp.nr) {
+      case SYS_setsockopt: return call.seccomp.args[2] == SO_REUSEPORT_LISTEN_OFF;
       case SYS_bpf:
-        switch (call.entry.args[0]) {
+        switch (call.seccomp.args[0]) {
           case BPF_LINK_CREATE:
           case BPF_LINK_UPDATE:
           case BPF_LINK_DETACH:
@@ -101,35 +126,38 @@ class Stepped {
       case SYS_pidfd_send_signal: return true;
       case SYS_close: {
         std::error_code gone;
-        const std::string what =
-            std::filesystem::read_symlink("/proc/" + std::to_string(pid_) + "/fd/" +
-                                              std::to_string(static_cast<int>(call.entry.args[0])),
-                                          gone)
-                .string();
+        const std::string what = std::filesystem::read_symlink(
+                                     "/proc/" + std::to_string(pid_) + "/fd/" +
+                                         std::to_string(static_cast<int>(call.seccomp.args[0])),
+                                     gone)
+                                     .string();
         return what.starts_with("socket:") || what.starts_with("anon_inode:bpf");
       }
       default: return false;
     }
   }
-  /// Its next entry to a call or return from one; none: it has ended.
+  /// Its next entry to such a call, or the return from the one it is in; none: it has ended.
   std::optional<Call> next() {
     constexpr int syscall_stop = SIGTRAP | 0x80;  // PTRACE_O_TRACESYSGOOD
+    constexpr int seccomp_stop = SIGTRAP | (PTRACE_EVENT_SECCOMP << 8);
+    const bool inside = entering_;
     int pass_on = 0;
     while (running_) {
       int status = 0;
-      if (::ptrace(PTRACE_SYSCALL, pid_, nullptr, pass_on) != 0 ||
+      if (::ptrace(inside ? PTRACE_SYSCALL : PTRACE_CONT, pid_, nullptr, pass_on) != 0 ||
           ::waitpid(pid_, &status, 0) != pid_ || !WIFSTOPPED(status)) {
         running_ = false;
         pid_ = -1;
         break;
       }
-      Call call{};
-      if (WSTOPSIG(status) == syscall_stop &&
-          ::ptrace(PTRACE_GET_SYSCALL_INFO, pid_, sizeof(call), &call) > 0) {
-        entering_ = call.op == PTRACE_SYSCALL_INFO_ENTRY;
-        return call;
+      entering_ = status >> 8 == seccomp_stop;
+      if (entering_ || WSTOPSIG(status) == syscall_stop) {
+        Call call{};
+        if (::ptrace(PTRACE_GET_SYSCALL_INFO, pid_, sizeof(call), &call) > 0) {
+          return call;
+        }
       }
-      pass_on = WSTOPSIG(status) == syscall_stop ? 0 : WSTOPSIG(status);
+      pass_on = entering_ || WSTOPSIG(status) == syscall_stop ? 0 : WSTOPSIG(status);
     }
     return std::nullopt;
   }
