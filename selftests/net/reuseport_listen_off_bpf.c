@@ -7,6 +7,7 @@
  * hands over a socket outright, with no lookup, is obeyed.
  */
 #include "reuseport_listen_off_bpf.h"
+#include "reuseport_listen_off_udp.h"
 
 #include <pthread.h>
 

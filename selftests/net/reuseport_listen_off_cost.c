@@ -5,7 +5,7 @@
  * Two costs are measured in one run and compared, by factors that no noise
  * makes: where something walks over the members, it takes many times as long.
  */
-#include "reuseport_listen_off.h"
+#include "reuseport_listen_off_udp.h"
 
 #include <sys/resource.h>
 

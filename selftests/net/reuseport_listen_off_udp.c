@@ -6,7 +6,7 @@
  * an unconnected UDP socket. A connected one is a flow and is left alone, and
  * so are multicast and broadcast, for which nobody is chosen.
  */
-#include "reuseport_listen_off.h"
+#include "reuseport_listen_off_udp.h"
 
 #include <limits.h>
 #include <pthread.h>

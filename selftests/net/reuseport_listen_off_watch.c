@@ -3,7 +3,7 @@
  * What an operator sees: the number of a group, the counter of packets that
  * found only OFF listeners, and the events of mode changes.
  */
-#include "reuseport_listen_off.h"
+#include "reuseport_listen_off_udp.h"
 
 #include <sys/mount.h>
 #include <sys/stat.h>
