@@ -7,7 +7,7 @@ FLAVOR  ?= patched
 KSRC    ?=
 export KVER FLAVOR KSRC
 
-.PHONY: help demo check kernel kernel-deb userspace selftests lab million scenarios soak install clean
+.PHONY: help demo check kernel kernel-deb userspace selftests lab million scenarios soak install deb dist check-deb clean
 
 help:
 	@echo 'make demo        restart a server under load, with close and with drain, on this kernel'
@@ -24,6 +24,8 @@ help:
 	@echo 'make scenarios   real servers restarted under load, with faults: SCENARIOS_FLAGS=--short'
 	@echo 'make soak        restarts, churn and faults on a debug kernel, to the first loss: HOURS=1'
 	@echo 'make install     library, tools, header, man pages into PREFIX=$(PREFIX) (DESTDIR works)'
+	@echo 'make deb         Debian packages of all that, into build/deb; see packaging/README.md'
+	@echo 'make dist        the release archive, into build/dist'
 	@echo 'make clean       remove build/; kernels stay in the cache outside (see qemu-ci/README.md)'
 
 demo check kernel kernel-deb:
@@ -38,6 +40,9 @@ selftests:
 
 lab million soak scenarios install:
 	@$(MAKE) --no-print-directory -C userspace $@ PREFIX='$(PREFIX)'
+
+deb dist check-deb:
+	@packaging/$@
 
 clean:
 	rm -rf build

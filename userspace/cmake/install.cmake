@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-# cmake --install: library, headers, pkg-config, CMake package, man pages. Parts install their own
-# programs.
+# cmake --install: library, headers, pkg-config, CMake package, man pages, restart-lab. reuseportctl
+# installs what is its own.
 include(CMakePackageConfigHelpers)
 
 install(TARGETS reuseport reuseport_static EXPORT reuseport
@@ -28,6 +28,17 @@ write_basic_package_version_file(reuseport-config-version.cmake COMPATIBILITY Sa
 install(FILES ${CMAKE_CURRENT_BINARY_DIR}/reuseport-config.cmake
   ${CMAKE_CURRENT_BINARY_DIR}/reuseport-config-version.cmake DESTINATION ${package})
 install(EXPORT reuseport NAMESPACE reuseport:: FILE reuseport-targets.cmake DESTINATION ${package})
+
+# The lab looks for restart-lab-server beside itself; only the lab is for people.
+if(REUSEPORT_TOOLS)
+  install(TARGETS restart-lab restart-lab-server DESTINATION ${CMAKE_INSTALL_LIBEXECDIR}/restart-lab)
+  file(RELATIVE_PATH beside /${CMAKE_INSTALL_SBINDIR}
+    /${CMAKE_INSTALL_LIBEXECDIR}/restart-lab/restart-lab)
+  install(CODE "
+    set(sbin \"\$ENV{DESTDIR}\${CMAKE_INSTALL_PREFIX}/${CMAKE_INSTALL_SBINDIR}\")
+    file(MAKE_DIRECTORY \"\${sbin}\")
+    file(CREATE_LINK \"${beside}\" \"\${sbin}/restart-lab\" SYMBOLIC)")
+endif()
 
 foreach(section 3 7 8)
   file(GLOB pages CONFIGURE_DEPENDS man/*.${section})

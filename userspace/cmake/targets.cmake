@@ -71,7 +71,8 @@ function(reuseport_test name)
 endfunction()
 
 # reuseport_bpf(NAME SOURCE [DEFINES...] DEPENDS FILES...): compiles a BPF program, plain C with CO-RE,
-# and makes it skeletons/NAME.skel.h below the current binary directory.
+# and makes it skeletons/NAME.skel.h below the current binary directory. The object has the lines of the
+# source in it, and must not have the directory of this machine.
 find_program(CLANG clang REQUIRED)
 find_program(BPFTOOL bpftool REQUIRED PATHS /usr/sbin /sbin)
 function(reuseport_bpf name source)
@@ -81,7 +82,7 @@ function(reuseport_bpf name source)
   file(MAKE_DIRECTORY ${skeletons})
   add_custom_command(OUTPUT ${object}
     COMMAND ${CLANG} -target bpf -mcpu=v3 -O2 -g -Wall -Wextra -Wno-unused-parameter -Werror
-      ${arg_UNPARSED_ARGUMENTS} -I${PROJECT_SOURCE_DIR} -I${PROJECT_SOURCE_DIR}/../uapi
+      ${arg_UNPARSED_ARGUMENTS} -ffile-prefix-map=${PROJECT_SOURCE_DIR}/= -I${PROJECT_SOURCE_DIR} -I${PROJECT_SOURCE_DIR}/../uapi
       -I/usr/include/${CMAKE_LIBRARY_ARCHITECTURE}
       -c ${CMAKE_CURRENT_SOURCE_DIR}/${source} -o ${object}
     DEPENDS ${source} ${arg_DEPENDS} ${PROJECT_SOURCE_DIR}/option/kernel.bpf.h
