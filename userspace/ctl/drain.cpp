@@ -15,6 +15,7 @@
 #include "connections.hpp"
 #include "core_drain.hpp"
 #include "newcomer.hpp"
+#include "option/option.hpp"
 #include "probe.hpp"
 #include "provider.hpp"
 #include "sharing.hpp"
@@ -207,7 +208,18 @@ class Drain {
     return std::nullopt;
   }
 
+  [[nodiscard]] std::vector<int> descriptors() const {
+    std::vector<int> fds;
+    for (const Target& t : targets_) {
+      fds.push_back(t.fd.get());
+    }
+    return fds;
+  }
+
   Done choose() {
+    if (options_.flows && has_datagrams() && !option::records_flows()) {
+      return failed(no_flows(targets_.front()));
+    }
     result_.reason.clear();
     if (options_.method == Method::close) {
       result_.method = migrates_requests() ? Method::migrate : Method::close;
@@ -217,7 +229,7 @@ class Drain {
         return tl::unexpected(method.error());
       }
       result_.method = *method;
-    } else if (auto provider = Provider::find()) {
+    } else if (auto provider = Provider::find(descriptors())) {
       provider_ = std::make_unique<Provider>(std::move(*provider));
       result_.method = provider_->by_bpf() ? Method::option_bpf : Method::option;
     } else {
@@ -247,6 +259,50 @@ class Drain {
                                       "asks for it with --signal",
                                       to_string(result_.method)),
                           result_.reason));
+  }
+
+  [[nodiscard]] bool has_datagrams() const {
+    return std::ranges::any_of(targets_,
+                               [](const Target& t) { return t.socket.protocol == Protocol::udp; });
+  }
+
+  static Failure no_flows(const Target& target) {
+    return {Exit::unsupported,
+            fmt::format("--flows: nobody records the UDP flows of {}", target.str()),
+            "reuseportctl enable --udp-flows, for the cgroup and network namespace of the server"};
+  }
+
+  /// Of the targets, into the result: nothing where they are not recorded, or this user may not see
+  /// them. Fails where --flows is asked for then.
+  Done count_flows() {
+    result_.flows.reset();
+    if (!has_datagrams() || !option::records_flows()) {
+      return {};
+    }
+    const auto flows = option::flows_here();
+    if (!flows) {
+      return options_.flows ? failed(flows.error()) : Done{};
+    }
+    std::size_t live = 0;
+    for (const Target& t : targets_) {
+      if (t.socket.protocol != Protocol::udp || (core_ ? !t.fd : !t.still_held())) {
+        continue;  // closed: it has none
+      }
+      const bool here = flows->has_value();
+      const auto own = here ? (*flows)->of.find(t.socket.cookie) : decltype((*flows)->of.end()){};
+      if (!here || own == (*flows)->of.end()) {
+        return options_.flows ? failed(no_flows(t)) : Done{};
+      }
+      live += own->second;
+    }
+    result_.flows = live;
+    if (*flows && (*flows)->recorded_for < (*flows)->idle && !told_young_) {
+      told_young_ = true;
+      around_.out.note(fmt::format(
+          "UDP flows are recorded for {:.1f} s: one that was silent all that time is not counted",
+          static_cast<double>((*flows)->recorded_for.count()) / 1000.0));
+    }
+    return {};
   }
 
   Done ask_ready() {
@@ -432,10 +488,17 @@ class Drain {
           return undone(count.error());
         }
         result_.connections = *count;
+      }
+      if (start >= next_count && !server_->ended()) {
+        if (auto ok = count_flows(); !ok) {
+          return undone(ok.error());
+        }
         next_count = after(std::max<std::chrono::milliseconds>(since(start) * 4, count_every));
       }
-      const bool few = !options_.connections || server_->ended() ||
-                       result_.connections.value_or(0) <= *options_.connections;
+      const bool few =
+          server_->ended() ||
+          ((!options_.connections || result_.connections.value_or(0) <= *options_.connections) &&
+           (!options_.flows || result_.flows.value_or(0) <= *options_.flows));
       const bool drained = !core_ || core_->look();
       if (core_) {
         record();
@@ -656,6 +719,7 @@ class Drain {
   DrainResult result_;
   bool ready_ = false;
   bool told_strangers_ = false;
+  bool told_young_ = false;
   bool late_ = false;
 };
 

@@ -51,6 +51,7 @@ struct DrainOptions {
   std::string ready;                       ///< run by /bin/sh until it says 0, before anything
   std::string before_signal;               ///< run by /bin/sh once the listeners are drained
   std::optional<std::size_t> connections;  ///< wait until the server has no more than these
+  std::optional<std::size_t> flows;        ///< and until its UDP sockets have no more than these
   std::optional<int> signal;
   bool wait = false;            ///< after the signal, until the process has ended
   bool await_newcomer = false;  ///< wait for a newcomer instead of refusing (exit 7)
@@ -83,6 +84,7 @@ struct DrainResult {
   std::uint64_t handshakes = 0;  ///< left, over all listeners
   std::uint64_t queued = 0;
   std::optional<std::size_t> connections;  ///< established ones, where they were counted
+  std::optional<std::size_t> flows;        ///< UDP flows that live, where they are recorded
 
   [[nodiscard]] nlohmann::json json() const;
   [[nodiscard]] std::string text() const;

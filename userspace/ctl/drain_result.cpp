@@ -26,6 +26,9 @@ std::string DrainResult::left() const {
     fmt::format_to(std::back_inserter(out), ", {} connection{} established", *connections,
                    *connections == 1 ? "" : "s");
   }
+  if (flows) {
+    fmt::format_to(std::back_inserter(out), ", {} UDP flow{}", *flows, *flows == 1 ? "" : "s");
+  }
   return out;
 }
 
@@ -49,6 +52,7 @@ nlohmann::json DrainResult::json() const {
                         {"queued_left", queued},       {"listeners", all}};
   out["reason"] = reason.empty() ? nlohmann::json(nullptr) : nlohmann::json(reason);
   out["connections_left"] = connections ? nlohmann::json(*connections) : nlohmann::json(nullptr);
+  out["flows_left"] = flows ? nlohmann::json(*flows) : nlohmann::json(nullptr);
   return out;
 }
 
@@ -59,8 +63,12 @@ std::string DrainResult::text() const {
                    d.closed ? ": closed by its server" : "");
   }
   if (drained) {
-    fmt::format_to(std::back_inserter(out), "drained by {} in {} ms: closing loses nothing\n",
-                   to_string(method), took.count());
+    fmt::format_to(std::back_inserter(out), "drained by {} in {} ms: closing loses {}\n",
+                   to_string(method), took.count(),
+                   flows.value_or(0) == 0
+                       ? "nothing"
+                       : fmt::format("the {} UDP flow{} that live{}", *flows,
+                                     *flows == 1 ? "" : "s", *flows == 1 ? "s" : ""));
   } else if (method == Method::migrate) {
     out += "not drained: the kernel moves what is left to the others (tcp_migrate_req)\n";
   } else {

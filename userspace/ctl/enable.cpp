@@ -57,6 +57,12 @@ Done enable_command(const EnableOptions& options, const Output& out) {
   if (cgroup.empty()) {
     return failed(Failure(Exit::usage, "enable needs --cgroup or --pid"));
   }
+  std::optional<option::FlowOptions> flows;
+  if (options.udp_flows) {
+    flows = option::FlowOptions{options.idle, options.flows_max};
+  } else if (options.idle || options.flows_max) {
+    return failed(Failure(Exit::usage, "--idle and --flows-max are about --udp-flows"));
+  }
   auto directory = open_path(cgroup, O_DIRECTORY, "a directory of cgroup2");
   if (!directory) {
     return tl::unexpected(directory.error());
@@ -79,7 +85,7 @@ Done enable_command(const EnableOptions& options, const Output& out) {
   const auto done =
       option::enable(directory->get(), where.get(),
                      options.large_groups ? option::GroupSize::large : option::GroupSize::normal,
-                     datagrams_by_cookie);
+                     datagrams_by_cookie, flows);
   if (!done) {
     return refused(done.error());
   }
@@ -102,15 +108,17 @@ Done enable_command(const EnableOptions& options, const Output& out) {
                   {"listeners", done->listeners},
                   {"datagram_sockets", done->datagrams},
                   {"refused", done->refused},
-                  {"foreign_programs", done->foreign}});
+                  {"foreign_programs", done->foreign},
+                  {"udp_flows", done->flows}});
   } else {
-    out.text(fmt::format("{}: {} in {}; {} listener{} and {} UDP socket{} known\n", cgroup,
+    out.text(fmt::format("{}: {} in {}; {} listener{} and {} UDP socket{} known{}\n", cgroup,
                          done->new_cgroup || done->new_namespace ? "enabled"
                          : done->replaced ? "enabled already, programs replaced"
                                           : "enabled already",
                          netns.empty() ? "this network namespace" : netns, done->listeners,
                          done->listeners == 1 ? "" : "s", done->datagrams,
-                         done->datagrams == 1 ? "" : "s"));
+                         done->datagrams == 1 ? "" : "s",
+                         done->flows ? "; UDP flows are recorded" : ""));
   }
   return {};
 }

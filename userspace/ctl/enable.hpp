@@ -5,6 +5,8 @@
 
 #include <sys/types.h>
 
+#include <chrono>
+#include <cstdint>
 #include <optional>
 #include <string>
 
@@ -18,6 +20,9 @@ struct EnableOptions {
   std::string netns;         ///< path of a namespace, or a PID; empty: that of pid, or the caller's
   std::optional<pid_t> pid;  ///< a process whose cgroup and namespace are meant
   bool large_groups = false;
+  bool udp_flows = false;
+  std::optional<std::chrono::milliseconds> idle;  ///< of a flow
+  std::optional<std::uint32_t> flows_max;
 };
 
 [[nodiscard]] Done enable_command(const EnableOptions& options, const Output& out);

@@ -10,6 +10,7 @@
 #include <iterator>
 
 #include "host/attached_bpf.hpp"
+#include "option/option.hpp"
 #include "text.hpp"
 
 namespace reuseport::ctl {
@@ -65,9 +66,9 @@ std::string mode_name(const DiagSocket& s, std::optional<bool> reuseport) {
                 : "-";
 }
 
-constexpr std::size_t columns = 9;
+constexpr std::size_t columns = 10;
 constexpr std::array<std::string_view, columns> titles = {
-    "PROTO", "ADDRESS", "MODE", "HANDSHAKES", "QUEUE", "GROUP", "UID", "INODE", "PROCESS"};
+    "PROTO", "ADDRESS", "MODE", "HANDSHAKES", "QUEUE", "FLOWS", "GROUP", "UID", "INODE", "PROCESS"};
 
 /// The cells of a table, one after the other in one text: of 20,000 rows a string each would cost
 /// more than all else.
@@ -121,13 +122,15 @@ void add_process(Cells& cells, const DiagSocket& s, const View& view, Names& nam
 }
 
 void add_row(Cells& cells, const DiagSocket& s, const View& view, Names& names,
-             Processes& processes) {
+             Processes& processes, const FlowCounts& flows) {
   const bool tcp = s.protocol == Protocol::tcp;
   cells.add("{}", protocol_name(s));
   cells.add("{}", s.local.str());
   cells.add("{}", mode_name(s, has_reuseport(s, view, processes)));
   s.info ? cells.add("{}", s.info->handshakes) : cells.add("-");
   tcp ? cells.add("{}/{}", s.queued, s.queue_max) : cells.add("{} B", s.queued);
+  const auto live = flows.of(s);
+  live ? cells.add("{}", *live) : cells.add("-");
   s.info ? cells.add("{}:{}/{}/{}", s.info->group_id, s.info->group_on, s.info->group_standby,
                      s.info->group_off)
          : cells.add("-");
@@ -199,6 +202,10 @@ std::string show_text(const DiagSocket& s, const json& one, const json& more, co
   }
   line("queue", s.protocol == Protocol::tcp ? fmt::format("{} of {}", s.queued, s.queue_max)
                                             : fmt::format("{} bytes", s.queued));
+  if (s.protocol == Protocol::udp) {
+    line("flows", one["flows"].is_null() ? "not recorded (enable --udp-flows), or no permission"
+                                         : one["flows"].dump() + " live");
+  }
   line("reuseport", one["reuseport"].is_null()     ? "unknown (no permission)"
                     : one["reuseport"].get<bool>() ? "yes"
                                                    : "no: it cannot be drained");
@@ -223,8 +230,9 @@ std::string show_text(const DiagSocket& s, const json& one, const json& more, co
 json listeners_json(const View& view, const std::vector<std::size_t>& chosen, Names& names) {
   json out = json::array();
   Processes processes;
+  const FlowCounts flows(view, chosen);
   for (const std::size_t i : chosen) {
-    out.push_back(to_json(view.sockets[i], view, names, processes));
+    out.push_back(to_json(view.sockets[i], view, names, processes, flows));
   }
   return out;
 }
@@ -237,13 +245,29 @@ void tell_missing(const View& view, const Output& out) {
 
 }  // namespace
 
+FlowCounts::FlowCounts(const View& view, const std::vector<std::size_t>& chosen) {
+  if (std::ranges::none_of(
+          chosen, [&](std::size_t i) { return view.sockets[i].protocol == Protocol::udp; })) {
+    return;
+  }
+  if (auto flows = option::flows_here(); flows && *flows) {
+    by_cookie_ = std::move((*flows)->of);
+  }
+}
+
+std::optional<std::size_t> FlowCounts::of(const DiagSocket& s) const {
+  const auto at = by_cookie_.find(s.cookie);
+  return at == by_cookie_.end() ? std::nullopt : std::optional(at->second);
+}
+
 const std::string& Names::of(pid_t pid) {
   const auto it = names_.find(pid);
   return it != names_.end() ? it->second
                             : names_.emplace(pid, visible(command_name(pid))).first->second;
 }
 
-json to_json(const DiagSocket& s, const View& view, Names& names, Processes& processes) {
+json to_json(const DiagSocket& s, const View& view, Names& names, Processes& processes,
+             const FlowCounts& flows) {
   json out = address_json(s);
   out["protocol"] = to_string(s.protocol);
   out["v6only"] = s.v6only;
@@ -255,6 +279,8 @@ json to_json(const DiagSocket& s, const View& view, Names& names, Processes& pro
   out["uid"] = s.uid;
   out["queued"] = s.queued;
   out["queue_max"] = s.protocol == Protocol::tcp ? json(s.queue_max) : json(nullptr);
+  const auto live = flows.of(s);
+  out["flows"] = live ? json(*live) : json(nullptr);
   out["mode"] = nullptr;
   out["settled"] = nullptr;
   out["drained"] = nullptr;
@@ -274,14 +300,15 @@ json to_json(const DiagSocket& s, const View& view, Names& names, Processes& pro
   return out;
 }
 
-std::string table(const View& view, const std::vector<std::size_t>& chosen, Names& names) {
+std::string table(const View& view, const std::vector<std::size_t>& chosen, Names& names,
+                  const FlowCounts& flows) {
   Cells cells;
   Processes processes;
   for (const std::string_view title : titles) {
     cells.add("{}", title);
   }
   for (const std::size_t i : chosen) {
-    add_row(cells, view.sockets[i], view, names, processes);
+    add_row(cells, view.sockets[i], view, names, processes, flows);
   }
   return cells.str();
 }
@@ -296,7 +323,7 @@ Done list(const Selection& selection, const Output& out) {
   if (out.json) {
     out.document({{"listeners", listeners_json(view, chosen, names)}});
   } else {
-    out.text(table(view, chosen, names));
+    out.text(table(view, chosen, names, FlowCounts(view, chosen)));
   }
   tell_missing(view, out);
   return {};
@@ -310,12 +337,13 @@ Done show(const Selection& selection, const Output& out) {
   const auto& [view, chosen] = *found;
   Names names;
   Processes processes;
+  const FlowCounts flows(view, chosen);
   json all = json::array();
   std::string text;
   for (const std::size_t i : chosen) {
     const DiagSocket& s = view.sockets[i];
     const json more = more_json(s, view);
-    json one = to_json(s, view, names, processes);
+    json one = to_json(s, view, names, processes, flows);
     if (out.json) {
       one.update(more);
       for (json& p : one["processes"]) {
@@ -359,7 +387,7 @@ Done watch(const Selection& selection, const WatchOptions& options, const Output
       out.document({{"listeners", listeners_json(view, chosen, names)}});
       continue;
     }
-    std::string text = table(view, chosen, names);
+    std::string text = table(view, chosen, names, FlowCounts(view, chosen));
     winsize size{};
     if (screen && ::ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_row > 1) {
       // cut to the screen, so that it does not scroll

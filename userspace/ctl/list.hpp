@@ -4,7 +4,9 @@
 #define REUSEPORTCTL_LIST_HPP
 
 #include <chrono>
+#include <cstdint>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -25,13 +27,25 @@ class Names {
   std::unordered_map<pid_t, std::string> names_;
 };
 
+/// Live UDP flows of sockets of this network namespace.
+class FlowCounts {
+ public:
+  /// Asks only where a UDP socket is chosen.
+  FlowCounts(const View& view, const std::vector<std::size_t>& chosen);
+  /// Nothing where they are not recorded, or this user may not see them.
+  [[nodiscard]] std::optional<std::size_t> of(const DiagSocket& s) const;
+
+ private:
+  std::unordered_map<std::uint64_t, std::size_t> by_cookie_;
+};
+
 /// A listener as --json shows it. What the kernel does not tell is null.
 [[nodiscard]] nlohmann::json to_json(const DiagSocket& s, const View& view, Names& names,
-                                     Processes& processes);
+                                     Processes& processes, const FlowCounts& flows);
 
 /// The table of `list`, header included.
 [[nodiscard]] std::string table(const View& view, const std::vector<std::size_t>& chosen,
-                                Names& names);
+                                Names& names, const FlowCounts& flows);
 
 [[nodiscard]] Done list(const Selection& selection, const Output& out);
 [[nodiscard]] Done show(const Selection& selection, const Output& out);

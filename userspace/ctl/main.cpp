@@ -17,6 +17,7 @@
 #include "limits.hpp"
 #include "list.hpp"
 #include "mode.hpp"
+#include "option/option.hpp"
 #include "output.hpp"
 #include "probe.hpp"
 #include "status.hpp"
@@ -107,6 +108,8 @@ void add_method(CLI::App* app, Options& options, bool& reuseport_only) {
       ->type_name("COMMAND");
   option(app, "--connections", options.connections, count,
          "then wait until the old server has at most this many connections", "N");
+  option(app, "--flows", options.flows, count,
+         "and at most this many UDP flows (enable --udp-flows)", "N");
 }
 
 struct Arguments {
@@ -209,6 +212,23 @@ void declare_option(CLI::App& app, Arguments& a, std::function<Outcome<int>()>& 
          "for the cgroup and network namespace of this process", "PID");
   enable->add_flag("--large-groups", a.enable.large_groups,
                    "groups of up to 4096 members, instead of 512");
+  enable->add_flag("--udp-flows", a.enable.udp_flows,
+                   "UDP: clients that were answered stay with the socket that answered");
+  option(
+      enable, "--idle", a.enable.idle,
+      [](const std::string& text) {
+        const auto time = parse_duration(text);
+        return time && time->count() > 0 ? std::optional(time) : std::nullopt;
+      },
+      "a flow silent for longer is over (120 s)", "SECONDS");
+  option(
+      enable, "--flows-max", a.enable.flows_max,
+      [](const std::string& text) {
+        const auto n = positive<std::uint32_t>(text);
+        const bool fits = n && *n >= option::least_flows && *n <= option::most_flows;
+        return fits ? std::optional(n) : std::nullopt;
+      },
+      "flows there is room for (131072), of one user half; 1024 to 4194304", "N");
   enable->callback(
       [&, code] { run = [&, code] { return code(enable_command(a.enable, a.out)); }; });
 

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "provider.hpp"
 
+#include <sys/socket.h>
+
+#include <algorithm>
 #include <cerrno>
 #include <string>
 
@@ -12,11 +15,26 @@ namespace reuseport::ctl {
 namespace {
 
 /// Whether setsockopt() itself works here; @p why not.
-bool works_by_itself(std::string& why) {
+bool works_by_itself(std::string& why, bool& by_bpf) {
   const char* text = "";
   const int support = reuseport_probe(&text);
   why = text;
-  return support == REUSEPORT_SUPPORTED || support == REUSEPORT_SUPPORTED_BY_BPF;
+  by_bpf = support == REUSEPORT_SUPPORTED_BY_BPF;
+  return support == REUSEPORT_SUPPORTED || by_bpf;
+}
+
+/// The cgroup of a socket is what counts, not that of who asks.
+bool works_for(const std::vector<int>& fds) {
+  return !fds.empty() && option::records_flows() && std::ranges::all_of(fds, [](int fd) {
+    reuseport_listen_info info{};
+    return reuseport_get_info(fd, &info) == 0;
+  });
+}
+
+bool is_datagram(int fd) {
+  int type = 0;
+  socklen_t len = sizeof(type);
+  return ::getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &len) == 0 && type == SOCK_DGRAM;
 }
 
 Failure neither(const std::string& why, const Error& error) {
@@ -32,10 +50,14 @@ Failure neither(const std::string& why, const Error& error) {
 
 }  // namespace
 
-Outcome<Provider> Provider::find() {
+Outcome<Provider> Provider::find(const std::vector<int>& fds) {
   Provider provider;
   std::string why;
-  if (works_by_itself(why)) {
+  if (works_by_itself(why, provider.scope_)) {
+    return provider;
+  }
+  if (works_for(fds)) {
+    provider.scope_ = true;
     return provider;
   }
   auto session = option::Session::start(-1, option::GroupSize::normal, datagrams_by_cookie);
@@ -47,7 +69,11 @@ Outcome<Provider> Provider::find() {
 }
 
 Status Provider::adopt(const std::vector<int>& fds) {
-  return session_ ? session_->adopt(fds) : Status{};
+  datagrams_ = std::ranges::any_of(fds, is_datagram);
+  if (session_) {
+    return session_->adopt(fds);
+  }
+  return scope_ && datagrams_ ? option::adopt_newcomers(datagrams_by_cookie) : Status{};
 }
 
 int Provider::set_mode(int fd, int mode) {
@@ -74,12 +100,14 @@ void Provider::refresh() {
   if (session_) {
     // what could not be taken in is asked for again; until then SETTLED is not set
     static_cast<void>(session_->refresh());
+  } else if (scope_ && datagrams_) {
+    static_cast<void>(option::adopt_newcomers(datagrams_by_cookie));
   }
 }
 
 Outcome<bool> try_provider() {
   std::string why;
-  if (works_by_itself(why)) {
+  if (bool by_bpf = false; works_by_itself(why, by_bpf)) {
     return false;
   }
   const auto probed = option::probe();

@@ -20,7 +20,10 @@ class Provider {
  public:
   /// Of the network namespace this thread is in. Exit::unsupported, Exit::permission: why there is
   /// none; the hint names both.
-  [[nodiscard]] static Outcome<Provider> find();
+  /// @p fds  the listeners it is for: those of a scope that records UDP flows are that scope's,
+  /// from
+  ///         wherever this program was started
+  [[nodiscard]] static Outcome<Provider> find(const std::vector<int>& fds);
 
   /// The modes end with this program: then every listener is chosen as ever.
   [[nodiscard]] bool by_bpf() const { return session_ != nullptr; }
@@ -34,6 +37,8 @@ class Provider {
 
  private:
   std::unique_ptr<option::Session> session_;
+  bool scope_ = false;      // what enable() made provides it
+  bool datagrams_ = false;  // some are UDP sockets
 };
 
 /// Whether find() would find one, and then whether by BPF, without leaving anything loaded.

@@ -12,6 +12,14 @@ namespace {
 
 using nlohmann::json;
 
+std::size_t live(const option::Flows& flows) {
+  std::size_t all = 0;
+  for (const auto& [cookie, count] : flows.of) {
+    all += count;
+  }
+  return all;
+}
+
 json to_json(const option::ScopeState& state) {
   json doc = {{"enabled", state.enabled}};
   if (!state.enabled) {
@@ -46,7 +54,17 @@ json to_json(const option::ScopeState& state) {
                              {"standby", g.standby},
                              {"off", g.off},
                              {"aside", g.aside},
-                             {"unknown", g.unknown}});
+                             {"unknown", g.unknown},
+                             {"flows", g.flows ? json(*g.flows) : json()}});
+  }
+  doc["udp_flows"] = json();
+  if (state.flows) {
+    doc["udp_flows"] = {{"live", live(*state.flows)},
+                        {"max", state.flows->max},
+                        {"idle_ms", state.flows->idle.count()},
+                        {"recorded_for_ms", state.flows->recorded_for.count()},
+                        {"without_a_place", state.flows->full},
+                        {"short_headers_of_no_flow", state.flows->short_headers}};
   }
   return doc;
 }
@@ -72,13 +90,21 @@ std::string to_text(const option::ScopeState& state) {
       "member {}, no member to be had {}, too long {})\n",
       left.unknown_listener + left.unknown_member + left.no_member + left.too_long,
       left.unknown_listener, left.unknown_member, left.no_member, left.too_long);
+  if (const auto& flows = state.flows) {
+    text += fmt::format(
+        "UDP flows: {} live, room for {}, over when silent for {} s; datagrams whose flow found no "
+        "room: {}; datagrams of no flow with a short QUIC header: {}\n",
+        live(*flows), flows->max, static_cast<double>(flows->idle.count()) / 1000.0, flows->full,
+        flows->short_headers);
+  }
   if (!state.groups.empty()) {
-    text += fmt::format("\n{:<5}{:<40} {:>8} {:>5} {:>8} {:>5} {:>8}\n", "", "group", "uid", "ON",
-                        "STANDBY", "OFF", "unknown");
+    text += fmt::format("\n{:<5}{:<40} {:>8} {:>5} {:>8} {:>5} {:>8} {:>8}\n", "", "group", "uid",
+                        "ON", "STANDBY", "OFF", "unknown", "flows");
   }
   for (const option::GroupState& g : state.groups) {
-    text += fmt::format("{:<5}{:<40} {:>8} {:>5} {:>8} {:>5} {:>8}\n", g.protocol, g.address, g.uid,
-                        g.on, g.standby, g.off, g.unknown);
+    text += fmt::format("{:<5}{:<40} {:>8} {:>5} {:>8} {:>5} {:>8} {:>8}\n", g.protocol, g.address,
+                        g.uid, g.on, g.standby, g.off, g.unknown,
+                        g.flows ? std::to_string(*g.flows) : "-");
   }
   return text;
 }

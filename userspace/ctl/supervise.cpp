@@ -13,7 +13,9 @@
 #include <utility>
 
 #include "child.hpp"
+#include "datagrams.hpp"
 #include "notify.hpp"
+#include "option/option.hpp"
 #include "provider.hpp"
 #include "select.hpp"
 #include "served.hpp"
@@ -42,6 +44,7 @@ DrainOptions drain_options(const RestartOptions& options) {
   o.before_signal = options.before_signal;
   o.connections = options.connections;
   o.selection.reuseport_only = options.reuseport_only;
+  o.flows = options.flows;
   return o;
 }
 
@@ -62,6 +65,7 @@ class Supervisor final : public Waiter {
       return stopping_ ? Outcome<int>(0) : Outcome<int>(tl::unexpected(ok.error()));
     }
     current_ = *first;
+    take_in_datagrams();
     event("started", {{"pid", current_->pid()}});
     notify_.ready(fmt::format("serving, pid {}", current_->pid()));
     while (!stopping_ && current_->running()) {
@@ -204,10 +208,21 @@ class Supervisor final : public Waiter {
     }
   }
 
+  /// Where UDP flows are recorded: until the sockets are known, who joins them moves their flows.
+  void take_in_datagrams() const {
+    if (!option::records_flows()) {
+      return;
+    }
+    if (const auto ok = option::adopt_newcomers(datagrams_by_cookie); !ok) {
+      out_.note("UDP sockets are not known, so their flows do not stay: " + ok.error().message());
+    }
+  }
+
   /// One SIGHUP, or a storm of them.
   void restart() {
     const auto start = Clock::now();
     notify_.reloading();
+    take_in_datagrams();
     const auto next = children_.start(options_.command);
     Done ok = next ? Done{} : Done{tl::unexpected(next.error())};
     if (ok) {

@@ -29,9 +29,10 @@ struct RestartOptions {
   std::chrono::milliseconds stop_timeout{90'000};  ///< after the signal; then SIGKILL. 0: never
   int signal = SIGTERM;
   Method method = Method::automatic;
-  bool require = false;  ///< as for drain, and the two below
+  bool require = false;  ///< as for drain, and the three below
   std::string before_signal;
   std::optional<std::size_t> connections;
+  std::optional<std::size_t> flows;
   bool allow_last = false;      ///< also addresses that the new server does not serve
   bool reuseport_only = false;  ///< listeners without SO_REUSEPORT end with their server
   bool dry_run = false;         ///< only say what would be run, and how it would drain

@@ -160,6 +160,7 @@ struct proto {
 struct sock_reuseport {
 	u16 num_socks;
 	unsigned int synq_overflow_ts;
+	unsigned int reuseport_id;
 	struct bpf_prog *prog;
 };
 

@@ -157,7 +157,7 @@ std::uint64_t build_of(GroupSize size) {
   return hash;
 }
 
-Result<Object> Object::open(GroupSize size, bool sees_closing) {
+Result<Object> Object::open(GroupSize size, bool sees_closing, std::uint32_t flows) {
   const LibbpfQuiet quiet;
   Object o;
   o.size_ = size;
@@ -177,6 +177,14 @@ Result<Object> Object::open(GroupSize size, bool sees_closing) {
   bpf_map* map = bpf_object__find_map_by_name(o.object_.get(), ".rodata.settings");
   if (map == nullptr || bpf_map__set_initial_value(map, &settings, sizeof(settings)) != 0) {
     return fail("open the BPF object", EINVAL, "it is not the one this program was built with");
+  }
+  for (const char* name : flow_maps) {
+    map = bpf_object__find_map_by_name(o.object_.get(), name);
+    const bool sized = std::string_view(name) == "flows" || std::string_view(name) == "flow_places";
+    if (map == nullptr || bpf_map__set_autocreate(map, flows > 0) != 0 ||
+        (flows > 0 && sized && bpf_map__set_max_entries(map, flows) != 0)) {
+      return bpf_fail(std::string("prepare the map ") + name, errno);
+    }
   }
   return o;
 }
@@ -276,9 +284,9 @@ Result<std::vector<table::datagram>> Object::find_datagrams() const {
   return reuseport::detail::run_iterator<table::datagram>(program("find_datagrams"));
 }
 
-Status Object::set_datagram_chooser() const {
+Status Object::set_datagram_chooser(bool flows) const {
   const std::uint32_t zero = 0;
-  const int chooser = program("choose_datagram");
+  const int chooser = program(flows ? "choose_flow" : "choose_datagram");
   if (bpf_map_update_elem(map("datagram_chooser"), &zero, &chooser, BPF_ANY) != 0) {
     return bpf_fail("bpf(BPF_MAP_UPDATE_ELEM, datagram_chooser)", errno);
   }

@@ -8,6 +8,7 @@
 #include <linux/reuseport.h>
 #include <linux/types.h>
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -21,6 +22,12 @@
 namespace reuseport::option::table {
 #include "option/table.h"
 }
+
+namespace reuseport::option {
+/// `flow_table` is the last to be pinned and the first to go: where it is, the others are, too.
+inline constexpr std::array flow_maps = {"flows",      "flow_places", "unconfirmed_flows",
+                                         "flow_users", "flow_counts", "flow_table"};
+}  // namespace reuseport::option
 
 namespace reuseport::option {
 
@@ -49,7 +56,9 @@ class Object {
   Object() = default;
   /// Opens it; nothing is in the kernel yet.
   /// @p sees_closing  the programs will be told when a member closes
-  [[nodiscard]] static Result<Object> open(GroupSize size, bool sees_closing);
+  /// @p flows         room for so many UDP flows; 0: without the programs that want their tables
+  [[nodiscard]] static Result<Object> open(GroupSize size, bool sees_closing,
+                                           std::uint32_t flows = 0);
   /// Programs that are not needed stay out.
   void only(const std::vector<std::string>& programs);
   /// Uses the pinned map of that name instead of one of its own.
@@ -77,10 +86,13 @@ class Object {
   /// another one, or the socket is in another REUSEPORT_SOCKARRAY.
   [[nodiscard]] Status take_datagram(int fd, std::uint64_t cookie) const;
   /// Puts the choice for UDP where the program of the groups calls it.
-  [[nodiscard]] Status set_datagram_chooser() const;
+  [[nodiscard]] Status set_datagram_chooser(bool flows = false) const;
 
   /// Readies the tables of a new scope, or for the programs of this build.
   [[nodiscard]] Status begin() const;
+
+  /// Readies the tables of flows.
+  [[nodiscard]] Status begin_flows(const FlowOptions& options) const;
 
   /// Runs a call_* program. Its own answer is in call.error.
   [[nodiscard]] Status run(const char* program, table::call& call) const;
@@ -105,6 +117,11 @@ class Object {
   Fd waiter_inner_;
   table::grace_periods waited_{};
 };
+
+[[nodiscard]] Result<table::flow_table> read_flow_table(int map);
+
+/// Live flows of all sockets.
+[[nodiscard]] Result<Flows> flows_of(const Object& object);
 
 /// find_namespace() of @p netns; -1: the caller's own.
 [[nodiscard]] Result<table::look> look_of(const Object& object, int netns);

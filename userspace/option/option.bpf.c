@@ -3,6 +3,7 @@
  * SO_REUSEPORT_LISTEN_OFF for a kernel that does not have it.
  *
  *	choose		sk_lookup: which listener a new connection gets
+ *	choose_datagram	which UDP socket a datagram gets; choose_flow: with flows
  *	set_option	the option itself, for the processes of a cgroup; and
  *	get_option	see_bound, see_listening, see_closing: its listeners
  *	call_*		the same for a tool, by BPF_PROG_TEST_RUN
@@ -13,6 +14,7 @@
  * by. Groups are the kernel's own. choose() walks the kernel's table as the
  * kernel does; what it comes by and does not know, it leaves to the kernel.
  */
+#include "flows.bpf.h"
 #include "table.bpf.h"
 
 char LICENSE[] SEC("license") = "GPL";
@@ -648,8 +650,7 @@ static long try_datagram(u32 i, struct datagram_choice *c)
 	return 1;
 }
 
-SEC("sk_reuseport")
-int choose_datagram(struct sk_reuseport_md *ctx)
+static __always_inline int choose_by_mode(struct sk_reuseport_md *ctx)
 {
 	struct datagram_choice c = { .ctx = ctx, .verdict = LEFT_OPEN };
 	const struct sock *found;
@@ -676,6 +677,18 @@ int choose_datagram(struct sk_reuseport_md *ctx)
 	if (c.verdict == LEFT_OPEN)
 		leave_open(c.group);
 	return SK_PASS;
+}
+
+SEC("sk_reuseport")
+int choose_datagram(struct sk_reuseport_md *ctx)
+{
+	return choose_by_mode(ctx);
+}
+
+SEC("sk_reuseport")
+int choose_flow(struct sk_reuseport_md *ctx)
+{
+	return follow_flow(ctx) ? SK_PASS : choose_by_mode(ctx);
 }
 
 /*
@@ -1081,6 +1094,45 @@ int see_closing(struct bpf_sock *socket)
 		set_aside(g, m->slot);
 	else
 		let_go(g, cookie);
+	return 1;
+}
+
+/* --- answers of UDP sockets that are not connected --- */
+
+SEC("cgroup/sendmsg4")
+int record_flow4(struct bpf_sock_addr *ctx)
+{
+	const struct sock *sk = address_of(ctx->sk);
+	struct flow_key key = {};
+
+	if (!find_group(sk, &key.group) || !is_enabled(bpf_get_netns_cookie(ctx)))
+		return 1;
+	key.remote_port = ctx->user_port;
+	as_mapped(key.remote, ctx->user_ip4);
+	if (ctx->msg_src_ip4)
+		as_mapped(key.local, ctx->msg_src_ip4);
+	record_flow(sk, bpf_get_socket_cookie(ctx), &key);
+	return 1;
+}
+
+SEC("cgroup/sendmsg6")
+int record_flow6(struct bpf_sock_addr *ctx)
+{
+	const struct sock *sk = address_of(ctx->sk);
+	struct flow_key key = {};
+
+	if (!find_group(sk, &key.group) || !is_enabled(bpf_get_netns_cookie(ctx)))
+		return 1;
+	key.remote_port = ctx->user_port;
+	key.remote[0] = ctx->user_ip6[0];
+	key.remote[1] = ctx->user_ip6[1];
+	key.remote[2] = ctx->user_ip6[2];
+	key.remote[3] = ctx->user_ip6[3];
+	key.local[0] = ctx->msg_src_ip6[0];
+	key.local[1] = ctx->msg_src_ip6[1];
+	key.local[2] = ctx->msg_src_ip6[2];
+	key.local[3] = ctx->msg_src_ip6[3];
+	record_flow(sk, bpf_get_socket_cookie(ctx), &key);
 	return 1;
 }
 

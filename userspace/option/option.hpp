@@ -106,6 +106,19 @@ class Session {
 /// Where a Scope is pinned.
 inline constexpr const char* pins = "/sys/fs/bpf/reuseport";
 
+/// Flows the table has room for; of one uid at most half.
+inline constexpr std::uint32_t default_flows = 131072;
+inline constexpr std::uint32_t least_flows = 1024;
+inline constexpr std::uint32_t most_flows = 4194304;
+/// RFC 4787, REQ-5: a NAT keeps a UDP mapping at least as long.
+inline constexpr std::chrono::milliseconds default_idle{120'000};
+
+/// How UDP flows are kept; what is not given stays as it is, or is the default.
+struct FlowOptions {
+  std::optional<std::chrono::milliseconds> idle;  ///< silent for longer: over
+  std::optional<std::uint32_t> max;               ///< once, until disable()
+};
+
 /// What enable() did.
 struct Enabled {
   bool first = false;     ///< nothing was enabled before
@@ -116,21 +129,46 @@ struct Enabled {
   std::size_t datagrams = 0;  ///< UDP sockets known in this namespace now
   std::size_t refused = 0;    ///< listeners that could not be taken in: they stay unknown
   std::size_t foreign = 0;    ///< other sk_lookup programs: what they choose is obeyed
+  bool flows = false;         ///< UDP flows are recorded
 };
 
 /// Makes setsockopt() and getsockopt() of SO_REUSEPORT_LISTEN_OFF work, for sockets made in
 /// @p cgroup (a descriptor of its directory, cgroup2) and below, in network namespace @p netns (-1:
 /// the caller's own). Adopts the listeners there are; later ones are seen by themselves. What is
 /// enabled already stays so, its programs are replaced by these, and what is new is adopted: UDP
-/// sockets as far as @p find gives their descriptors, so those that come later by another call. On
-/// failure what was enabled before is as it was.
+/// sockets as far as @p find gives their descriptors, so those that come later by another call.
+/// With
+/// @p flows UDP flows are recorded from here on, in all that is enabled. On failure what was
+/// enabled before is as it was. EBUSY: the table of flows has another size.
 [[nodiscard]] Result<Enabled> enable(int cgroup, int netns = -1, GroupSize size = GroupSize::normal,
-                                     const FindDescriptors& find = {});
+                                     const FindDescriptors& find = {},
+                                     const std::optional<FlowOptions>& flows = {});
+
+/// Takes in the UDP sockets of this thread's network namespace that were bound since, as far as
+/// @p find gives their descriptors. ENOENT: nothing is enabled.
+[[nodiscard]] Status adopt_newcomers(const FindDescriptors& find);
 
 /// Takes everything away. EBUSY: sockets that are not ON would get connections again; @p force does
 /// it all the same. ENOENT: nothing is enabled. A program that does nothing stays on a group of UDP
 /// sockets, for as long as one of them is open.
 [[nodiscard]] Status disable(bool force = false);
+
+/// UDP flows.
+struct Flows {
+  std::chrono::milliseconds idle{};
+  std::chrono::milliseconds recorded_for{};  ///< what was silent all the time is not known
+  std::uint32_t max = 0;
+  std::uint64_t full = 0;           ///< datagrams whose flow got no place
+  std::uint64_t short_headers = 0;  ///< datagrams of no flow, and QUIC within a connection
+  std::unordered_map<std::uint64_t, std::size_t> of;  ///< live ones, by the cookie of their socket
+};
+
+/// Whether flows are recorded, as far as this user may see.
+[[nodiscard]] bool records_flows();
+
+/// Live flows of those UDP sockets of this thread's network namespace whose answers are recorded, 0
+/// included: `of` has these sockets and no other. Nothing where no flows are recorded at all.
+[[nodiscard]] Result<std::optional<Flows>> flows_here();
 
 /// A group as `status` shows it.
 struct GroupState {
@@ -141,8 +179,9 @@ struct GroupState {
   std::uint32_t device = 0;
   std::uint64_t netns = 0;  ///< cookie
   std::uint32_t on = 0, standby = 0, off = 0;
-  std::uint32_t aside = 0;    ///< about to listen, or closing
-  std::uint32_t unknown = 0;  ///< listeners of the kernel's group that are not in this one
+  std::uint32_t aside = 0;           ///< about to listen, or closing
+  std::uint32_t unknown = 0;         ///< listeners of the kernel's group that are not in this one
+  std::optional<std::size_t> flows;  ///< UDP, where they are recorded: live ones of its members
 };
 
 struct ScopeState {
@@ -168,6 +207,7 @@ struct ScopeState {
     std::uint64_t no_member = 0;         ///< none that was tried could be given
     std::uint64_t too_long = 0;          ///< too many listeners closed meanwhile
   } left;
+  std::optional<Flows> flows;  ///< where they are recorded
 };
 
 /// What is enabled. Needs the same privileges.

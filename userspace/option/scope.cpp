@@ -11,6 +11,7 @@
 #include <netinet/in.h>
 #include <sys/file.h>
 #include <sys/mount.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
 #include <unistd.h>
@@ -47,13 +48,22 @@ constexpr std::array shared_maps = {
 struct Hook {
   const char* program;
   bpf_attach_type type;
+  bool of_flows = false;  ///< only where UDP flows are recorded
 };
 constexpr std::array hooks = {Hook{"see_closing", BPF_CGROUP_INET_SOCK_RELEASE},
                               Hook{"see_listening", BPF_CGROUP_SOCK_OPS},
                               Hook{"see_bound4", BPF_CGROUP_INET4_POST_BIND},
                               Hook{"see_bound6", BPF_CGROUP_INET6_POST_BIND},
                               Hook{"get_option", BPF_CGROUP_GETSOCKOPT},
-                              Hook{"set_option", BPF_CGROUP_SETSOCKOPT}};
+                              Hook{"set_option", BPF_CGROUP_SETSOCKOPT},
+                              Hook{"record_flow4", BPF_CGROUP_UDP4_SENDMSG, true},
+                              Hook{"record_flow6", BPF_CGROUP_UDP6_SENDMSG, true}};
+std::vector<Hook> hooks_of(bool flows) {
+  std::vector<Hook> some;
+  std::ranges::copy_if(hooks, std::back_inserter(some),
+                       [&](const Hook& hook) { return flows || !hook.of_flows; });
+  return some;
+}
 /// What the next tool needs beside the hooks. choose() is loaded for each namespace.
 constexpr std::array tools = {"find_namespace", "find_listeners", "find_datagrams",
                               "call_adopt",     "call_get_info",  "reuseport_stub"};
@@ -64,6 +74,19 @@ std::string pin(const std::string& below) {
 
 Fd pinned(const std::string& below) {
   return Fd(bpf_obj_get(pin(below).c_str()));
+}
+
+bool flows_pinned() {
+  return ::access(pin("maps/flow_table").c_str(), F_OK) == 0;
+}
+
+/// The maps that are pinned.
+std::vector<std::string> pinned_maps() {
+  std::vector<std::string> names(shared_maps.begin(), shared_maps.end());
+  if (flows_pinned()) {
+    names.insert(names.end(), flow_maps.begin(), flow_maps.end());
+  }
+  return names;
 }
 
 /// bpffs is where it belongs, and our directory in it, root's alone.
@@ -141,21 +164,22 @@ Result<std::optional<table::about>> read_about() {
   return std::optional(about);
 }
 
-/// The object with the pinned maps, where they are; loaded.
+/// The object with the pinned maps, where they are; loaded. With room for @p flows, where their
+/// tables are not pinned.
 Result<Object> load_object(const std::optional<table::about>& about, GroupSize size,
-                           const std::vector<std::string>& programs) {
-  auto object = Object::open(about ? static_cast<GroupSize>(about->group_size) : size, true);
+                           const std::vector<std::string>& programs, std::uint32_t flows = 0) {
+  auto object = Object::open(about ? static_cast<GroupSize>(about->group_size) : size, true, flows);
   if (!object) {
     return object;
   }
   object->only(programs);
-  for (const char* name : shared_maps) {
-    if (!about) {
-      break;
+  for (const std::string& name : about ? pinned_maps() : std::vector<std::string>()) {
+    if (flows == 0 && std::ranges::find(flow_maps, name) != flow_maps.end()) {
+      continue;
     }
-    const Fd map = pinned(std::string("maps/") + name);
+    const Fd map = pinned("maps/" + name);
     if (!map) {
-      return bpf_fail(std::string("bpf(BPF_OBJ_GET, ") + name + ")", errno);
+      return bpf_fail("bpf(BPF_OBJ_GET, " + name + ")", errno);
     }
     if (auto ok = object->reuse(name, map.get()); !ok) {
       return tl::unexpected(ok.error());
@@ -167,9 +191,9 @@ Result<Object> load_object(const std::optional<table::about>& about, GroupSize s
   return object;
 }
 
-std::vector<std::string> lasting_programs() {
+std::vector<std::string> lasting_programs(bool flows) {
   std::vector<std::string> names(tools.begin(), tools.end());
-  for (const Hook& hook : hooks) {
+  for (const Hook& hook : hooks_of(flows)) {
     names.emplace_back(hook.program);
   }
   return names;
@@ -178,14 +202,14 @@ std::vector<std::string> lasting_programs() {
 /// What is pinned: nothing is loaded.
 Result<Object> pinned_object() {
   Object object;
-  for (const char* name : shared_maps) {
-    Fd map = pinned(std::string("maps/") + name);
+  for (const std::string& name : pinned_maps()) {
+    Fd map = pinned("maps/" + name);
     if (!map) {
-      return bpf_fail(std::string("bpf(BPF_OBJ_GET, ") + name + ")", errno);
+      return bpf_fail("bpf(BPF_OBJ_GET, " + name + ")", errno);
     }
     object.hold_map(name, std::move(map));
   }
-  for (const std::string& name : lasting_programs()) {
+  for (const std::string& name : lasting_programs(flows_pinned())) {
     Fd program = pinned("programs/" + name);
     if (!program) {
       return bpf_fail("bpf(BPF_OBJ_GET, " + name + ")", errno);
@@ -196,8 +220,8 @@ Result<Object> pinned_object() {
 }
 
 /// In the place of those of another build, where there are.
-Status pin_programs(const Object& object) {
-  for (const std::string& name : lasting_programs()) {
+Status pin_programs(const Object& object, bool flows) {
+  for (const std::string& name : lasting_programs(flows)) {
     const std::string path = pin("programs/" + name);
     ::unlink(path.c_str());
     if (bpf_obj_pin(object.program(name), path.c_str()) != 0) {
@@ -236,8 +260,8 @@ Status write_about(const Object& object, const table::about& about) {
   return {};
 }
 
-bool all_pinned(const std::string& cgroup) {
-  return std::ranges::all_of(hooks, [&](const Hook& hook) {
+bool all_pinned(const std::string& cgroup, bool flows) {
+  return std::ranges::all_of(hooks_of(flows), [&](const Hook& hook) {
     const Fd link = pinned(cgroup + "/" + hook.program);
     bpf_link_info info{};
     std::uint32_t len = sizeof(info);
@@ -248,9 +272,10 @@ bool all_pinned(const std::string& cgroup) {
 }
 
 /// Attaches the programs of a cgroup, or puts them in the place of those that are there.
-Status attach_hooks(const Object& object, const std::string& of, int cgroup, bool& fresh) {
+Status attach_hooks(const Object& object, const std::string& of, int cgroup, bool flows,
+                    bool& fresh) {
   ::mkdir(pin(of).c_str(), 0700);
-  for (const Hook& hook : hooks) {
+  for (const Hook& hook : hooks_of(flows)) {
     const auto attached =
         attach(of + "/" + hook.program, object.program(hook.program), cgroup, hook.type);
     if (!attached) {
@@ -312,16 +337,45 @@ std::vector<Key> keys_of(int map) {
   return keys;
 }
 
+/// Its directory; none where it is gone.
+Fd open_cgroup(std::uint64_t id) {
+  const auto mount = cgroup2_mount();
+  const Fd root(mount ? ::open(mount->c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1);
+  // a handle of a cgroup is its id (kernfs)
+  struct {
+    file_handle head;
+    std::uint64_t id;
+  } handle{{sizeof(id), 0xfe, {}}, id};
+  return Fd(root ? ::open_by_handle_at(root.get(), &handle.head, O_RDONLY | O_CLOEXEC) : -1);
+}
+
+std::string path_of_cgroup(std::uint64_t id) {
+  const Fd fd = open_cgroup(id);
+  if (!fd) {
+    return {};
+  }
+  std::error_code ignored;
+  return fs::read_symlink("/proc/self/fd/" + std::to_string(fd.get()), ignored);
+}
+
 /// The programs of all other cgroups and namespaces, too.
 Status replace_others(const Object& object, const table::about& about, const std::string& of,
-                      std::uint64_t netns) {
+                      std::uint64_t netns, bool flows) {
   for (const std::string& name : names_in("cgroups")) {
     const std::string other = "cgroups/" + name;
-    for (const Hook& hook : hooks) {
+    for (const Hook& hook : hooks_of(flows && other != of)) {
       const Fd link = other == of ? Fd() : pinned(other + "/" + hook.program);
       if (link && bpf_link_update(link.get(), object.program(hook.program), nullptr) != 0 &&
           errno != ENOLINK) {
         return bpf_fail("bpf(BPF_LINK_UPDATE, " + other + ")", errno);
+      }
+      const Fd cgroup = link || !hook.of_flows ? Fd() : open_cgroup(std::stoull(name));
+      if (cgroup) {
+        const auto attached = attach(other + "/" + hook.program, object.program(hook.program),
+                                     cgroup.get(), hook.type);
+        if (!attached) {
+          return tl::unexpected(attached.error());
+        }
       }
     }
   }
@@ -381,6 +435,59 @@ Status pin_maps(const Object& object, const table::about& about) {
   for (const char* name : shared_maps) {
     if (bpf_obj_pin(object.map(name), pin(std::string("maps/") + name).c_str()) != 0) {
       return bpf_fail(std::string("bpf(BPF_OBJ_PIN, ") + name + ")", errno);
+    }
+  }
+  return {};
+}
+
+/// From here on flows are recorded, also for the next tool.
+Status pin_flow_maps(const Object& object) {
+  for (const char* name : flow_maps) {
+    if (bpf_obj_pin(object.map(name), pin(std::string("maps/") + name).c_str()) != 0) {
+      return bpf_fail(std::string("bpf(BPF_OBJ_PIN, ") + name + ")", errno);
+    }
+  }
+  return {};
+}
+
+/// As it was before somebody asked for flows; what a tool left that was killed goes, too.
+void take_away_flows() {
+  ::unlink(pin("maps/flow_table").c_str());
+  for (const char* name : flow_maps) {
+    ::unlink(pin(std::string("maps/") + name).c_str());
+  }
+  for (const Hook& hook : hooks) {
+    if (!hook.of_flows) {
+      continue;
+    }
+    for (const std::string& cgroup : names_in("cgroups")) {
+      std::string path = "cgroups/" + cgroup;
+      path.append("/").append(hook.program);
+      if (const Fd link = pinned(path)) {
+        bpf_link_detach(link.get());
+      }
+      ::unlink(pin(path).c_str());
+    }
+    ::unlink(pin(std::string("programs/") + hook.program).c_str());
+  }
+}
+
+/// Those that were recorded before keep their table.
+Status set_flow_options(int map, const FlowOptions& options) {
+  auto t = read_flow_table(map);
+  if (!t) {
+    return tl::unexpected(t.error());
+  }
+  if (options.max && *options.max != t->places) {
+    return fail("enable", EBUSY,
+                "the table of flows has room for " + std::to_string(t->places) +
+                    ": disable first to change that");
+  }
+  if (options.idle) {
+    t->idle = static_cast<std::uint64_t>(std::chrono::nanoseconds(*options.idle).count());
+    const std::uint32_t zero = 0;
+    if (bpf_map_update_elem(map, &zero, &*t, BPF_ANY) != 0) {
+      return bpf_fail("bpf(BPF_MAP_UPDATE_ELEM, flow_table)", errno);
     }
   }
   return {};
@@ -450,12 +557,16 @@ struct KeyLess {
 };
 
 /// The groups of the table, each with a member to ask about it.
-Result<std::vector<GroupState>> groups_of(const Object& object, std::size_t size) {
+Result<std::vector<GroupState>> groups_of(const Object& object, std::size_t size,
+                                          const std::optional<Flows>& flows) {
   std::map<table::group_key, std::uint64_t, KeyLess> found;
+  std::map<table::group_key, std::size_t, KeyLess> flows_in;
   for (const auto cookie : keys_of<std::uint64_t>(object.map("members"))) {
     table::member member{};
     if (bpf_map_lookup_elem(object.map("members"), &cookie, &member) == 0) {
       found.emplace(member.key, cookie);
+      const auto own = flows ? flows->of.find(cookie) : decltype(flows->of.end()){};
+      flows_in[member.key] += flows && own != flows->of.end() ? own->second : 0;
     }
   }
   std::vector<GroupState> groups;
@@ -486,25 +597,12 @@ Result<std::vector<GroupState>> groups_of(const Object& object, std::size_t size
       return tl::unexpected(ran.error());
     }
     state.unknown = call.error == 0 ? call.unknown : 0;
+    if (flows && key.protocol == IPPROTO_UDP) {
+      state.flows = flows_in[key];
+    }
     groups.push_back(std::move(state));
   }
   return groups;
-}
-
-std::string path_of_cgroup(std::uint64_t id) {
-  const auto mount = cgroup2_mount();
-  const Fd root(mount ? ::open(mount->c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1);
-  // a handle of a cgroup is its id (kernfs)
-  struct {
-    file_handle head;
-    std::uint64_t id;
-  } handle{{sizeof(id), 0xfe, {}}, id};
-  const Fd fd(root ? ::open_by_handle_at(root.get(), &handle.head, O_RDONLY | O_CLOEXEC) : -1);
-  if (!fd) {
-    return {};
-  }
-  std::error_code ignored;
-  return fs::read_symlink("/proc/self/fd/" + std::to_string(fd.get()), ignored);
 }
 
 /// What is pinned of namespaces that are gone holds memory, and room in the map.
@@ -525,9 +623,21 @@ void forget_removed_namespaces() {
   }
 }
 
+/// Of this thread's network namespace.
+Result<std::uint64_t> netns_cookie() {
+  const Fd fd(::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+  std::uint64_t cookie = 0;
+  socklen_t len = sizeof(cookie);
+  if (!fd || ::getsockopt(fd.get(), SOL_SOCKET, SO_NETNS_COOKIE, &cookie, &len) != 0) {
+    return fail("getsockopt(SO_NETNS_COOKIE)", errno);
+  }
+  return cookie;
+}
+
 }  // namespace
 
-Result<Enabled> enable(int cgroup, int netns, GroupSize size, const FindDescriptors& find) {
+Result<Enabled> enable(int cgroup, int netns, GroupSize size, const FindDescriptors& find,
+                       const std::optional<FlowOptions>& flows) {
   struct statfs filesystem {};
   struct stat directory {};
   if (::fstatfs(cgroup, &filesystem) != 0 || ::fstat(cgroup, &directory) != 0) {
@@ -558,10 +668,27 @@ Result<Enabled> enable(int cgroup, int netns, GroupSize size, const FindDescript
       return tl::unexpected(ok.error());
     }
   }
+  const bool had_flows = flows_pinned();
+  done.flows = had_flows || flows;
+  const bool new_flows = done.flows && !had_flows;
+  if (!done.flows || new_flows) {
+    take_away_flows();
+  }
+  if (had_flows && flows) {
+    if (auto ok = set_flow_options(pinned("maps/flow_table").get(), *flows); !ok) {
+      return tl::unexpected(ok.error());
+    }
+  }
+  Result<Object> object;
   // what fails half-way on the first time leaves nothing behind
   const auto failed = [&](const Error& error) {
     if (done.first) {
       take_away();
+    } else if (new_flows) {
+      take_away_flows();
+      if (object && object->program("choose_datagram") >= 0) {
+        static_cast<void>(object->set_datagram_chooser(false));
+      }
     }
     return tl::unexpected(error);
   };
@@ -569,18 +696,28 @@ Result<Enabled> enable(int cgroup, int netns, GroupSize size, const FindDescript
   // programs of another build are replaced, those of this one stay
   const GroupSize built = *about ? static_cast<GroupSize>((*about)->group_size) : size;
   const std::uint64_t build = build_of(built);
-  bool replace = done.first || (*about)->build != build;
-  auto object = replace ? Result<Object>() : pinned_object();
-  replace = replace || !object;  // or something is gone
+  bool replace = done.first || (*about)->build != build || new_flows;
+  if (!replace) {
+    object = pinned_object();
+    replace = !object;  // something is gone
+  }
   if (replace) {
-    std::vector<std::string> programs = lasting_programs();
+    std::vector<std::string> programs = lasting_programs(done.flows);
     for (const char* name :
          {"choose", "choose_datagram", "call_find_rcu", "call_grace_period", "call_begin"}) {
       programs.emplace_back(name);
     }
-    object = load_object(*about, size, programs);
+    if (done.flows) {
+      programs.emplace_back("choose_flow");
+    }
+    const FlowOptions wanted = flows.value_or(FlowOptions{});
+    object =
+        load_object(*about, size, programs, done.flows ? wanted.max.value_or(default_flows) : 0);
     if (!object) {
       return failed(object.error());
+    }
+    if (auto ok = new_flows ? object->begin_flows(wanted) : Status{}; !ok) {
+      return failed(ok.error());
     }
     if (auto ok = object->see_grace_periods(); !ok) {
       return failed(ok.error());
@@ -632,23 +769,26 @@ Result<Enabled> enable(int cgroup, int netns, GroupSize size, const FindDescript
 
   const std::string of = "cgroups/" + std::to_string(cgroup_id);
   if (replace) {
-    if (auto ok = object->set_datagram_chooser(); !ok) {
+    if (auto ok = object->set_datagram_chooser(done.flows); !ok) {
       return failed(ok.error());
     }
   }
-  if (replace || !all_pinned(of)) {
-    if (auto ok = attach_hooks(*object, of, cgroup, done.new_cgroup); !ok) {
+  if (replace || !all_pinned(of, done.flows)) {
+    if (auto ok = attach_hooks(*object, of, cgroup, done.flows, done.new_cgroup); !ok) {
       return failed(ok.error());
     }
   }
   if (replace) {
-    if (auto ok = replace_others(*object, **about, of, look->netns); !ok) {
+    if (auto ok = replace_others(*object, **about, of, look->netns, done.flows); !ok) {
       return failed(ok.error());
     }
-    if (auto ok = pin_programs(*object); !ok) {
+    if (auto ok = pin_programs(*object, done.flows); !ok) {
       return failed(ok.error());
     }
-    done.replaced = !done.first;
+    if (auto ok = new_flows ? pin_flow_maps(*object) : Status{}; !ok) {
+      return failed(ok.error());
+    }
+    done.replaced = !done.first && (*about)->build != build;
     (*about)->build = build;
     if (auto ok = write_about(*object, **about); !ok) {
       return failed(ok.error());
@@ -718,7 +858,14 @@ Result<ScopeState> state() {
   if (!object) {
     return tl::unexpected(object.error());
   }
-  auto groups = groups_of(*object, (*about)->group_size);
+  if (object->map("flow_table") >= 0) {
+    auto flows = flows_of(*object);
+    if (!flows) {
+      return tl::unexpected(flows.error());
+    }
+    state.flows = std::move(*flows);
+  }
+  auto groups = groups_of(*object, (*about)->group_size, state.flows);
   if (!groups) {
     return tl::unexpected(groups.error());
   }
@@ -731,6 +878,56 @@ Result<ScopeState> state() {
   state.left = {common.left[table::LEFT_UNKNOWN_LISTENER], common.left[table::LEFT_UNKNOWN_MEMBER],
                 common.left[table::LEFT_NO_MEMBER], common.left[table::LEFT_TOO_LONG]};
   return state;
+}
+
+Status adopt_newcomers(const FindDescriptors& find) {
+  const auto about = read_about();
+  if (!about) {
+    return tl::unexpected(about.error());
+  }
+  if (!*about) {
+    return fail("adopt", ENOENT, "the option is not enabled");
+  }
+  const auto object = pinned_object();
+  return object ? adopt_datagrams(*object, find) : tl::unexpected(object.error());
+}
+
+bool records_flows() {
+  return flows_pinned();
+}
+
+Result<std::optional<Flows>> flows_here() {
+  const auto about = read_about();
+  if (!about) {
+    return tl::unexpected(about.error());
+  }
+  if (!*about || !flows_pinned()) {
+    return std::optional<Flows>();
+  }
+  const auto object = pinned_object();
+  if (!object) {
+    return tl::unexpected(object.error());
+  }
+  auto all = flows_of(*object);
+  if (!all) {
+    return tl::unexpected(all.error());
+  }
+  const auto netns = netns_cookie();
+  const auto sockets = object->find_datagrams();
+  if (!netns || !sockets) {
+    return tl::unexpected(netns ? sockets.error() : netns.error());
+  }
+  table::look look{};
+  const bool here = bpf_map_lookup_elem(object->map("namespaces"), &*netns, &look) == 0;
+  std::unordered_map<std::uint64_t, std::size_t> of;
+  for (const table::datagram& each : *sockets) {
+    if (here && each.known != 0 && each.in_scope != 0 && each.ours != 0) {
+      const auto found = all->of.find(each.cookie);
+      of[each.cookie] = found == all->of.end() ? 0 : found->second;
+    }
+  }
+  all->of = std::move(of);
+  return std::optional(std::move(*all));
 }
 
 Result<std::string> cgroup2_mount() {

@@ -587,6 +587,8 @@ static __always_inline void let_go(struct group *g, u64 cookie)
 	s = slot_at(g, m->slot);
 	if (bpf_map_delete_elem(&members, &cookie))
 		return;	/* somebody else does it */
+	if (g->protocol == IPPROTO_UDP)
+		bpf_map_delete_elem(&datagram_index, &cookie);
 	bpf_spin_lock(&g->lock);
 	move_locked(g, s, FREE);
 	bpf_spin_unlock(&g->lock);

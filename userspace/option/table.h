@@ -124,10 +124,55 @@ struct grace_periods {
 };
 
 /*
+ * A UDP flow: a group of sockets, an address and port that sends to it, and the
+ * address by which its answers go.
+ */
+struct flow_key {
+	__u32 group;		/* the kernel's number of it: reuseport_id */
+	__u16 remote_port;	/* network order */
+	__u16 unused;
+	__u32 remote[4];	/* IPv4 is mapped into IPv6, RFC 4291, 2.5.5.2 */
+	__u32 local[4];		/* 0: an answer that left it to the kernel */
+};
+
+struct flow {
+	__u64 cookie;		/* of the socket that answers */
+	__u64 sk;		/* its address */
+	__u64 last;		/* ns of CLOCK_MONOTONIC_COARSE: of its last datagram */
+	__u32 place;		/* of one that is confirmed */
+	__u32 uid;
+};
+
+struct flow_place {
+	struct flow_key key;
+	__u32 held;		/* by whoever changes it */
+};
+
+/* Written by user space alone. */
+struct flow_table {
+	__u64 idle;		/* ns: what is silent longer is over */
+	__u64 since;		/* when recording began, as `last` above */
+	__u32 places;
+	__u32 of_one_uid;
+};
+
+/* ... by programs alone */
+struct flow_counts {
+	__u64 full;		/* datagrams whose flow got no place */
+	__u64 short_headers;	/* ... of no flow, and QUIC as it is within a connection */
+	__u32 hand;		/* the place to be tried next */
+	__u32 unused;
+};
+
+/* Flows with an answer that the client did not yet send after. */
+#define MAX_UNCONFIRMED_FLOWS	65536
+#define UNCONFIRMED_IDLE	10000000000ULL	/* ns */
+
+/*
  * Pinned with the maps. Programs of another version do not understand them; it
  * changes with every struct above and with what programs do with them.
  */
-#define TABLE_VERSION	7
+#define TABLE_VERSION	8
 
 struct about {
 	__u32 version;

@@ -44,7 +44,7 @@ _reuseportctl() {
 		return
 		;;
 	--port | --addr | --inode | --interval | --count | --timeout | --ready | --ready-timeout | --stop-timeout | \
-		--before-signal | --connections)
+		--before-signal | --connections | --flows | --idle | --flows-max)
 		return
 		;;
 	esac
@@ -52,16 +52,16 @@ _reuseportctl() {
 	case $command in
 	help) options=$commands ;;
 	probe) options='--behaviour' ;;
-	enable) options='--cgroup --netns --pid --large-groups' ;;
+	enable) options='--cgroup --netns --pid --large-groups --udp-flows --idle --flows-max' ;;
 	disable) options='--force' ;;
 	status) options='' ;;
 	list | show) options=$selection ;;
 	watch) options="$selection --interval --count" ;;
 	on | off | standby) options="$selection --allow-shared --allow-last --dry-run" ;;
-	drain) options="$selection --timeout --signal --method --require --ready --before-signal --connections
+	drain) options="$selection --timeout --signal --method --require --ready --before-signal --connections --flows
 		--wait --await-newcomer --on-deadline --reuseport-only --allow-shared --allow-last --dry-run" ;;
 	restart) options='--ready --ready-timeout --timeout --stop-timeout --signal --method --require
-		--before-signal --connections --reuseport-only --allow-last --dry-run --' ;;
+		--before-signal --connections --flows --reuseport-only --allow-last --dry-run --' ;;
 	*) options="$commands --version -V" ;;
 	esac
 	mapfile -t COMPREPLY < <(compgen -W "$options $everywhere" -- "$cur")

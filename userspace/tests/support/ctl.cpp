@@ -53,6 +53,17 @@ void fork_one() {
   }
 }
 
+/// Each with @p answer.
+void answer_datagrams(int fd, const std::string& answer) {
+  char byte = 0;
+  Address from;
+  for (from.len = sizeof(from.storage);
+       ::recvfrom(fd, &byte, 1, 0, reinterpret_cast<sockaddr*>(&from.storage), &from.len) >= 0;
+       from.len = sizeof(from.storage)) {
+    ::sendto(fd, answer.data(), answer.size(), 0, from.get(), from.len);
+  }
+}
+
 /// Another user's process below ours, with a listener of its own.
 void fork_stranger(const Address& at) {
   if (::fork() == 0) {
@@ -70,7 +81,7 @@ void fork_stranger(const Address& at) {
 
 /// CTL_TEST_SERVER="PORT LISTENERS [ip=ADDRESS] [v6only] [plain] [idle] [stubborn] [defer] [v6]
 /// [udp] [reuseaddr] [fails] [keep] [threads] [forks] [stranger] [apart] [admin] [workers=N]": answers each
-/// connection with its pid; on TERM closes at once, without looking at its queue.
+/// connection or datagram with its pid; on TERM closes at once, without looking at its queue.
 ///   plain     no SO_REUSEPORT
 ///   keep      connections stay open until the client closes them, or TERM cuts them
 ///   threads   the first thread ends, another serves
@@ -154,6 +165,10 @@ int serve(const std::string& how) {
         continue;
       }
       for (const pollfd& p : polls) {
+        if (has("udp")) {
+          answer_datagrams(p.fd, pid);
+          continue;
+        }
         Fd got(::accept4(p.fd, nullptr, nullptr, SOCK_CLOEXEC));
         if (got && ::send(got.get(), pid.data(), pid.size(), MSG_NOSIGNAL) < 0) {
           ::_exit(6);

@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+// UDP flows, as user space sees them: how large their tables are, and who has how many.
+#include <bpf/bpf.h>
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <ctime>
+#include <vector>
+
+#include "option/object.hpp"
+
+namespace reuseport::option {
+
+namespace {
+
+/// The clock of flow::last.
+std::uint64_t flow_clock() {
+  timespec now{};
+  ::clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+  return static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000 +
+         static_cast<std::uint64_t>(now.tv_nsec);
+}
+
+std::chrono::milliseconds in_ms(std::uint64_t ns) {
+  return std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::nanoseconds(ns));
+}
+
+/// Adds the flows of @p map that are not silent for longer than @p idle, by their sockets.
+Status add_flows(int map, std::uint64_t idle,
+                 std::unordered_map<std::uint64_t, std::size_t>& by_cookie) {
+  constexpr std::uint32_t at_once = 8192;  // more than a bucket ever has
+  std::vector<table::flow_key> keys(at_once);
+  std::vector<table::flow> flows(at_once);
+  const std::uint64_t now = flow_clock();
+  std::uint32_t position = 0;
+  for (bool first = true, last = false; !last; first = false) {
+    std::uint32_t count = at_once;
+    if (bpf_map_lookup_batch(map, first ? nullptr : &position, &position, keys.data(), flows.data(),
+                             &count, nullptr) != 0) {
+      if (errno != ENOENT) {
+        return bpf_fail("bpf(BPF_MAP_LOOKUP_BATCH, flows)", errno);
+      }
+      last = true;
+    }
+    for (std::uint32_t i = 0; i < count; i++) {
+      if (static_cast<std::int64_t>(now - flows[i].last) <= static_cast<std::int64_t>(idle)) {
+        by_cookie[flows[i].cookie]++;
+      }
+    }
+  }
+  return {};
+}
+
+}  // namespace
+
+Status Object::begin_flows(const FlowOptions& options) const {
+  const std::uint32_t places = options.max.value_or(default_flows);
+  table::flow_table t{};
+  t.idle = static_cast<std::uint64_t>(
+      std::chrono::nanoseconds(options.idle.value_or(default_idle)).count());
+  t.since = flow_clock();
+  t.places = places;
+  t.of_one_uid = places / 2;
+  const std::uint32_t zero = 0;
+  if (bpf_map_update_elem(map("flow_table"), &zero, &t, BPF_ANY) != 0) {
+    return bpf_fail("bpf(BPF_MAP_UPDATE_ELEM, flow_table)", errno);
+  }
+  return {};
+}
+
+Result<table::flow_table> read_flow_table(int map) {
+  const std::uint32_t zero = 0;
+  table::flow_table t{};
+  if (bpf_map_lookup_elem(map, &zero, &t) != 0) {
+    return bpf_fail("bpf(BPF_MAP_LOOKUP_ELEM, flow_table)", errno);
+  }
+  return t;
+}
+
+Result<Flows> flows_of(const Object& object) {
+  const auto t = read_flow_table(object.map("flow_table"));
+  if (!t) {
+    return tl::unexpected(t.error());
+  }
+  Flows out;
+  out.idle = in_ms(t->idle);
+  out.recorded_for = in_ms(flow_clock() - t->since);
+  out.max = t->places;
+  const std::uint32_t zero = 0;
+  table::flow_counts counts{};
+  if (bpf_map_lookup_elem(object.map("flow_counts"), &zero, &counts) != 0) {
+    return bpf_fail("bpf(BPF_MAP_LOOKUP_ELEM, flow_counts)", errno);
+  }
+  out.full = counts.full;
+  out.short_headers = counts.short_headers;
+  const std::uint64_t idle = t->idle;
+  if (auto ok = add_flows(object.map("flows"), idle, out.of); !ok) {
+    return tl::unexpected(ok.error());
+  }
+  if (auto ok = add_flows(object.map("unconfirmed_flows"),
+                          std::min<std::uint64_t>(idle, UNCONFIRMED_IDLE), out.of);
+      !ok) {
+    return tl::unexpected(ok.error());
+  }
+  return out;
+}
+
+}  // namespace reuseport::option

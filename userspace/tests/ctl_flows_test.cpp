@@ -1,0 +1,217 @@
+// SPDX-License-Identifier: Apache-2.0
+// reuseportctl with UDP flows: enable --udp-flows, what tells of them, and who waits for them.
+#include <algorithm>
+#include <array>
+#include <optional>
+
+#include "option/option.hpp"
+#include "support/ctl.hpp"
+#include "support/scope.hpp"
+
+namespace reuseport::option {
+namespace {
+
+using namespace test::ctl;
+
+/// Servers that answer each datagram with their pid.
+class StockCtlFlows : public StockScope {
+ protected:
+  void SetUp() override {
+    StockScope::SetUp();
+    if (IsSkipped()) {
+      return;
+    }
+    ASSERT_EQ(::access(tool().c_str(), X_OK), 0) << tool() << " is not built";
+    const Fd any = open_listener(address("127.0.0.1"), SOCK_DGRAM);
+    port_ = local_address(any.get()).port();
+  }
+  void enable_flows(const std::string& idle = "120") {
+    const auto ran = run({"enable", "--cgroup", cgroup_, "--udp-flows", "--idle", idle});
+    EXPECT_EQ(ran.code, 0) << ran.err;
+    EXPECT_NE(ran.out.find("UDP flows are recorded"), std::string::npos) << ran.out;
+  }
+  [[nodiscard]] std::string how(int sockets) const {
+    return "CTL_TEST_SERVER=" + std::to_string(port_) + " " + std::to_string(sockets) + " udp";
+  }
+  [[nodiscard]] std::vector<json> listed() const {
+    const auto doc = run({"list", "--json", "--udp", "--port", std::to_string(port_)}).doc();
+    return doc.contains("listeners") ? doc["listeners"].get<std::vector<json>>()
+                                     : std::vector<json>();
+  }
+  Running server(int sockets = 1) {
+    const std::size_t before = listed().size();
+    Running started({self()}, {}, {how(sockets)});
+    EXPECT_TRUE(eventually([&] {
+      return listed().size() == before + static_cast<std::size_t>(sockets);
+    })) << started.peek().err;
+    return started;
+  }
+  /// One whose sockets are known from its start on.
+  Running known_server(int sockets = 1) {
+    Running started = server(sockets);
+    EXPECT_EQ(run({"enable", "--cgroup", cgroup_}).code, 0);
+    return started;
+  }
+  [[nodiscard]] Fd client() const { return open_client(address("127.0.0.1", port_), SOCK_DGRAM); }
+  /// Who answers; 0: nobody.
+  static pid_t ask(const Fd& client) {
+    std::array<char, 16> text{};
+    pollfd answer{client.get(), POLLIN, 0};
+    if (::send(client.get(), "x", 1, 0) != 1 || ::poll(&answer, 1, 5000) != 1 ||
+        ::recv(client.get(), text.data(), text.size() - 1, 0) <= 0) {
+      return 0;
+    }
+    return std::atoi(text.data());
+  }
+  static bool all_answered_by(const std::vector<Fd>& clients, pid_t pid) {
+    return std::ranges::all_of(clients, [&](const Fd& each) { return ask(each) == pid; });
+  }
+  [[nodiscard]] std::vector<Fd> clients_of(pid_t pid, std::size_t count) const {
+    std::vector<Fd> clients(count);
+    std::ranges::generate(clients, [this] { return client(); });
+    for (int i = 0; i < 3; i++) {
+      EXPECT_TRUE(all_answered_by(clients, pid));
+    }
+    return clients;
+  }
+  static std::string pid_of(const Running& r) { return std::to_string(r.pid()); }
+
+  std::uint16_t port_ = 0;
+};
+
+TEST_F(StockCtlFlows, are_told_of) {
+  const Running old = server();
+  EXPECT_TRUE(listed()[0]["flows"].is_null());
+  enable_flows();
+  EXPECT_EQ(listed()[0]["flows"], 0);
+  const auto clients = clients_of(old.pid(), 3);
+  EXPECT_EQ(listed()[0]["flows"], 3);
+  const std::string port = std::to_string(port_);
+  EXPECT_NE(run({"list", "--udp", "--port", port}).out.find(" FLOWS "), std::string::npos);
+  EXPECT_NE(run({"show", "--port", port}).out.find("flows       3 live"), std::string::npos);
+  const auto status = run({"status", "--json"}).doc();
+  EXPECT_EQ(status["udp_flows"]["live"], 3);
+  EXPECT_EQ(status["udp_flows"]["idle_ms"], 120'000);
+  EXPECT_EQ(status["groups"][0]["flows"], 3);
+  EXPECT_NE(run({"status"}).out.find("UDP flows: 3 live, room for 131072"), std::string::npos);
+  // another user sees no more than before
+  const auto other = run({"list", "--json", "--udp", "--port", port}, become_nobody).doc();
+  EXPECT_TRUE(other["listeners"][0]["flows"].is_null());
+}
+
+TEST_F(StockCtlFlows, drain_waits_for_them) {
+  enable_flows("1");
+  Running old = known_server(2);
+  const auto clients = clients_of(old.pid(), 4);
+  const Running fresh = server(2);
+  auto drain = start_tool({"drain", "--json", "--pid", pid_of(old), "--flows", "0", "--timeout",
+                           "60", "--signal", "TERM", "--wait"});
+  const auto until = std::chrono::steady_clock::now() + 3s;
+  while (std::chrono::steady_clock::now() < until) {
+    EXPECT_TRUE(all_answered_by(clients, old.pid()));
+    ::poll(nullptr, 0, 20);
+  }
+  EXPECT_FALSE(drain.ended()) << drain.peek().out << drain.peek().err;
+  EXPECT_EQ(ask(client()), fresh.pid());
+  const auto ran = drain.result();
+  ASSERT_EQ(ran.code, 0) << ran.err;
+  EXPECT_EQ(ran.doc()["drain"]["method"], "option");
+  EXPECT_EQ(ran.doc()["drain"]["flows_left"], 0);
+  EXPECT_EQ(ran.doc()["drain"]["ended"], true);
+  EXPECT_TRUE(old.ended() || test::eventually([&] { return old.ended(); }));
+  EXPECT_TRUE(all_answered_by(clients, fresh.pid())) << "they were over";
+}
+
+TEST_F(StockCtlFlows, deadline_with_flows_left) {
+  enable_flows();
+  const Running old = known_server();
+  const auto clients = clients_of(old.pid(), 3);
+  const Running fresh = server();
+  auto ran = run({"drain", "--json", "--pid", pid_of(old), "--flows", "1", "--timeout", "1",
+                  "--signal", "TERM"});
+  EXPECT_EQ(ran.code, 6) << ran.out;
+  EXPECT_EQ(ran.doc()["error"]["detail"]["flows_left"], 3);
+  EXPECT_EQ(ran.doc()["error"]["detail"]["signalled"], false);
+  EXPECT_TRUE(all_answered_by(clients, old.pid())) << "it goes on with them";
+  EXPECT_EQ(ask(client()), fresh.pid());
+  ran = run({"drain", "--pid", pid_of(old), "--flows", "3"});
+  EXPECT_EQ(ran.code, 0) << ran.err;
+  EXPECT_NE(ran.out.find("closing loses the 3 UDP flows that live"), std::string::npos) << ran.out;
+}
+
+// The scope of the sockets is what counts, not that of the tool.
+TEST_F(StockCtlFlows, drain_from_another_cgroup) {
+  enable_flows();
+  const Running old = known_server();
+  const auto clients = clients_of(old.pid(), 3);
+  const Running fresh = server();
+  ASSERT_TRUE(enter(home_));
+  const auto ran = run({"drain", "--json", "--pid", pid_of(old), "--flows", "3"});
+  ASSERT_TRUE(enter(cgroup_));
+  ASSERT_EQ(ran.code, 0) << ran.err;
+  EXPECT_EQ(ran.doc()["drain"]["method"], "option");
+  EXPECT_TRUE(all_answered_by(clients, old.pid()));
+  EXPECT_EQ(ask(client()), fresh.pid());
+}
+
+// What nobody records is not said to be none.
+TEST_F(StockCtlFlows, no_number_where_they_are_not_recorded) {
+  const Running old = server();
+  const Running fresh = server();
+  const std::vector<std::string> drain = {"drain", "--pid", pid_of(old), "--flows", "0"};
+  expect_refused({drain, 3, "enable --udp-flows"});
+  ASSERT_TRUE(enter(home_));
+  const std::string other = cgroup_ + "-other";
+  ASSERT_EQ(::mkdir(other.c_str(), 0755), 0);
+  EXPECT_EQ(run({"enable", "--cgroup", other, "--udp-flows"}).code, 0);
+  expect_refused({drain, 3, "enable --udp-flows"});
+  EXPECT_TRUE(listed()[0]["flows"].is_null());
+  EXPECT_EQ(run({"disable"}).code, 0);
+  EXPECT_EQ(::rmdir(other.c_str()), 0);
+  ASSERT_TRUE(enter(cgroup_));
+}
+
+TEST_F(StockCtlFlows, restart_waits_for_them) {
+  enable_flows("1");
+  Running tool = start_tool({"restart", "--json", "--flows", "0", "--timeout", "60", "--", self()},
+                            {}, {how(2)});
+  ASSERT_TRUE(eventually([&] { return tool.peek().out.find("started") != std::string::npos; }));
+  const Fd first = client();
+  const pid_t old = ask(first);
+  ASSERT_NE(old, 0);
+  const auto clients = clients_of(old, 4);
+  for (int i = 0; i < 2; i++) {
+    pid_t now = ask(first);
+    tool.signal(SIGHUP);
+    const auto until = std::chrono::steady_clock::now() + 3s;
+    while (std::chrono::steady_clock::now() < until) {
+      EXPECT_EQ(ask(first), now);
+      ::poll(nullptr, 0, 20);
+    }
+    EXPECT_NE(ask(client()), now);
+    const auto text = std::to_string(now);
+    EXPECT_TRUE(eventually([&] {
+      return tool.peek().out.find("\"old\":" + text) != std::string::npos;
+    })) << tool.peek().out
+        << tool.peek().err;
+    EXPECT_NE(ask(first), now);
+  }
+  EXPECT_NE(tool.peek().out.find("\"flows_left\":0"), std::string::npos) << tool.peek().out;
+}
+
+TEST_F(StockCtlFlows, usage) {
+  for (const Bad& bad : std::vector<Bad>{
+           {{"enable", "--cgroup", cgroup_, "--idle", "5"}, 2, "--udp-flows"},
+           {{"enable", "--cgroup", cgroup_, "--udp-flows", "--idle", "0"}, 2, "--idle"},
+           {{"enable", "--cgroup", cgroup_, "--udp-flows", "--flows-max", "1000"},
+            2,
+            "--flows-max"},
+           {{"drain", "--pid", "1", "--flows", "-1"}, 2, "--flows"},
+       }) {
+    expect_refused(bad);
+  }
+  EXPECT_FALSE(state()->enabled);
+}
+
+}  // namespace
+}  // namespace reuseport::option
