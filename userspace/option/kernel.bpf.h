@@ -261,8 +261,13 @@ struct rcu_data {
 };
 
 /* include/linux/bpf.h */
+struct bpf_map {
+	u32 id;
+};
+
 struct bpf_prog_aux {
 	u32 id;
+	struct bpf_map **used_maps;
 	char name[16];
 };
 

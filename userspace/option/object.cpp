@@ -290,15 +290,32 @@ Status Object::set_datagram_chooser(bool flows) const {
   if (bpf_map_update_elem(map("datagram_chooser"), &zero, &chooser, BPF_ANY) != 0) {
     return bpf_fail("bpf(BPF_MAP_UPDATE_ELEM, datagram_chooser)", errno);
   }
+  bpf_map_info info{};
+  std::uint32_t len = sizeof(info);
+  table::common common{};
+  if (bpf_obj_get_info_by_fd(map("datagram_chooser"), &info, &len) != 0 ||
+      bpf_map_lookup_elem(map("common"), &zero, &common) != 0) {
+    return bpf_fail("bpf(BPF_OBJ_GET_INFO_BY_FD, datagram_chooser)", errno);
+  }
+  if (common.chooser == 0) {
+    common.chooser = info.id;
+    if (bpf_map_update_elem(map("common"), &zero, &common, BPF_ANY) != 0) {
+      return bpf_fail("bpf(BPF_MAP_UPDATE_ELEM, common)", errno);
+    }
+  }
   return {};
 }
 
-Status Object::take_datagram(int fd, std::uint64_t cookie) const {
+Status Object::attach_stub(int fd) const {
   const int stub = program("reuseport_stub");
   if (::setsockopt(fd, SOL_SOCKET, SO_ATTACH_REUSEPORT_EBPF, &stub, sizeof(stub)) != 0) {
     return fail("setsockopt(SO_ATTACH_REUSEPORT_EBPF)", errno,
                 errno == EINVAL ? "not a bound UDP socket with SO_REUSEPORT" : "");
   }
+  return {};
+}
+
+Status Object::take_datagram(int fd, std::uint64_t cookie) const {
   const auto value = static_cast<std::uint64_t>(fd);
   for (std::uint32_t tries = 0; tries < MAX_DATAGRAMS; tries++) {
     const std::uint32_t index = next_index_++ % MAX_DATAGRAMS;
@@ -306,12 +323,14 @@ Status Object::take_datagram(int fd, std::uint64_t cookie) const {
       if (bpf_map_update_elem(map("datagram_index"), &cookie, &index, BPF_ANY) != 0) {
         return bpf_fail("bpf(BPF_MAP_UPDATE_ELEM, datagram_index)", errno);
       }
-      return {};
+      return attach_stub(fd);  // last: whose socket is another tool's keeps the program of that
     }
     if (errno != EEXIST) {
       const int err = errno;
       return fail("bpf(BPF_MAP_UPDATE_ELEM, datagrams)", err,
-                  err == EBUSY ? "the socket is in another REUSEPORT_SOCKARRAY" : "");
+                  err == EBUSY    ? "the socket is in another REUSEPORT_SOCKARRAY"
+                  : err == EINVAL ? "not a bound UDP socket with SO_REUSEPORT"
+                                  : "");
     }
   }
   return fail("adopt", ENOSPC, "the table of UDP sockets is full");
@@ -412,10 +431,15 @@ Status adopt_datagrams(const Object& object, const FindDescriptors& find) {
     }
   }
   std::vector<std::uint64_t> missing;
+  std::unordered_set<std::uint64_t> detached;  // known, but another tool's program took its group
   for (const table::datagram& each : *found) {
-    if (each.known == 0 && (each.in_scope != 0 || groups.contains(each.group)) &&
-        (each.program == 0 || each.ours != 0)) {
+    const bool mine = each.in_scope != 0 || groups.contains(each.group);
+    const bool free = each.program == 0 || each.ours != 0;
+    if (mine && free && each.group != 0 && (each.known == 0 || each.attached == 0)) {
       missing.push_back(each.cookie);
+      if (each.known != 0) {
+        detached.insert(each.cookie);
+      }
     }
   }
   if (missing.empty() || !find) {
@@ -425,7 +449,9 @@ Status adopt_datagrams(const Object& object, const FindDescriptors& find) {
   for (std::size_t i = 0; i < fds.size() && i < missing.size(); i++) {
     if (fds[i]) {
       // One that cannot be taken in stays unknown, and SETTLED is not said beside it.
-      static_cast<void>(object.take_datagram(fds[i].get(), missing[i]));
+      static_cast<void>(detached.contains(missing[i])
+                            ? object.attach_stub(fds[i].get())
+                            : object.take_datagram(fds[i].get(), missing[i]));
     }
   }
   const auto joined = object.find_datagrams();

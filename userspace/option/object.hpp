@@ -85,6 +85,8 @@ class Object {
   /// Gives a bound UDP socket to the programs, and its group our program. EBUSY: its group has
   /// another one, or the socket is in another REUSEPORT_SOCKARRAY.
   [[nodiscard]] Status take_datagram(int fd, std::uint64_t cookie) const;
+  /// The last of that alone.
+  [[nodiscard]] Status attach_stub(int fd) const;
   /// Puts the choice for UDP where the program of the groups calls it.
   [[nodiscard]] Status set_datagram_chooser(bool flows = false) const;
 

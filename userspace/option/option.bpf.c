@@ -1467,6 +1467,21 @@ static __always_inline bool is_ours(u64 program)
 }
 
 /*
+ * A later tool's may have taken its place, and do nothing since that ended. By
+ * its number, for only programs that call others may name that map.
+ */
+static __always_inline bool asks_our_chooser(u64 program)
+{
+	const struct bpf_prog *prog = (const struct bpf_prog *)program;
+	struct bpf_map **maps = BPF_CORE_READ(prog, aux, used_maps);
+	struct common *all = common_to_all();
+	struct bpf_map *map = NULL;
+
+	bpf_probe_read_kernel(&map, sizeof(map), maps);
+	return all && map && BPF_CORE_READ(map, id) == all->chooser;
+}
+
+/*
  * Run in the namespace: tells of its UDP sockets on `wanted` ports and in the
  * cgroups, and takes in those that user space has put into `datagrams`.
  */
@@ -1517,7 +1532,7 @@ int find_datagrams(struct bpf_iter__udp *ctx)
 			    BPF_CORE_READ(sk, __sk_common.skc_state) ==
 				    TCP_ESTABLISHED;
 		section = slot_at(g, m->slot)->section;
-		if (is_ours(program_of(sk)))
+		if (is_ours(program_of(sk)) && asks_our_chooser(program_of(sk)))
 			g->program = program_of(sk);
 		if (connected && section == ON) {
 			move(g, m->slot, ASIDE, true);
@@ -1537,6 +1552,7 @@ int find_datagrams(struct bpf_iter__udp *ctx)
 	told.family = BPF_CORE_READ(sk, __sk_common.skc_family);
 	told.known = g != NULL;
 	told.ours = is_ours(told.program);
+	told.attached = told.ours && asks_our_chooser(told.program);
 	told.index = m ? m->index : 0;
 	bpf_seq_write(ctx->meta->seq, &told, sizeof(told));
 	return 0;

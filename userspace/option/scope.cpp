@@ -921,7 +921,7 @@ Result<std::optional<Flows>> flows_here() {
   const bool here = bpf_map_lookup_elem(object->map("namespaces"), &*netns, &look) == 0;
   std::unordered_map<std::uint64_t, std::size_t> of;
   for (const table::datagram& each : *sockets) {
-    if (here && each.known != 0 && each.in_scope != 0 && each.ours != 0) {
+    if (here && each.known != 0 && each.in_scope != 0 && each.attached != 0) {
       const auto found = all->of.find(each.cookie);
       of[each.cookie] = found == all->of.end() ? 0 : found->second;
     }

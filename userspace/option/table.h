@@ -113,7 +113,7 @@ struct common {
 	__u64 barrier;		/* no value: an atomic to order by */
 	__u64 rcu_sequence;	/* address of the number of RCU's grace period, or 0 */
 	__u32 last_group_id;
-	__u32 unused;
+	__u32 chooser;		/* id of the map `datagram_chooser`; written once, at first */
 	__u64 left[LEFT_REASONS];	/* lookups left to the kernel although a port is involved */
 };
 
@@ -189,9 +189,10 @@ struct datagram {
 	__u8 family;
 	__u8 known;		/* is a member */
 	__u32 index;		/* ... at this index of `datagrams` */
-	__u8 ours;		/* the program is */
+	__u8 ours;		/* the program is, or another object's */
 	__u8 in_scope;		/* of a cgroup that is enabled, not only on a port */
-	__u8 unused[6];
+	__u8 attached;		/* the program asks the chooser of this object */
+	__u8 unused[5];
 	__u64 group;		/* the kernel's, by its address */
 };
 

@@ -100,7 +100,7 @@ TEST_F(StockCtlFlows, are_told_of) {
 }
 
 TEST_F(StockCtlFlows, drain_waits_for_them) {
-  enable_flows("1");
+  enable_flows("8");
   Running old = known_server(2);
   const auto clients = clients_of(old.pid(), 4);
   const Running fresh = server(2);
@@ -172,7 +172,7 @@ TEST_F(StockCtlFlows, no_number_where_they_are_not_recorded) {
 }
 
 TEST_F(StockCtlFlows, restart_waits_for_them) {
-  enable_flows("1");
+  enable_flows("8");
   Running tool = start_tool({"restart", "--json", "--flows", "0", "--timeout", "60", "--", self()},
                             {}, {how(2)});
   ASSERT_TRUE(eventually([&] { return tool.peek().out.find("started") != std::string::npos; }));

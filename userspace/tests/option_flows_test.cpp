@@ -557,6 +557,36 @@ TEST_F(StockFlows, killed_half_way) {
   EXPECT_EQ(live(server), 1U);
 }
 
+// A tool that knows nothing of the scope may not have its sockets. With another one it takes the
+// group for itself, and ends: nothing is said of flows that nobody follows any more, and the next
+// tool has them followed again.
+TEST_F(StockFlows, another_tool_takes_the_group) {
+  const Fd old = udp(address("127.0.0.1"));
+  const Address to = local_address(old.get());
+  const Fd client = client_of(to, {&old});
+  const Fd fresh = bind_udp(to);
+  {
+    auto session = Session::start();
+    ASSERT_TRUE(session) << session.error().message();
+    const auto refused = session->adopt(old.get());
+    ASSERT_FALSE(refused);
+    EXPECT_EQ(refused.error().errnum, EBUSY);
+    EXPECT_EQ(live(old), 1U);
+    ASSERT_TRUE(session->adopt(fresh.get()));
+  }
+  EXPECT_FALSE(live(old));
+  EXPECT_TRUE(eventually([&] {
+    take_in();  // its table of sockets lives a moment longer
+    return live(fresh).has_value();
+  }));
+  EXPECT_EQ(live(old), 1U);
+  ASSERT_EQ(set_mode(old, REUSEPORT_LISTEN_STANDBY), 0);
+  EXPECT_EQ(exchange(client, {&old, &fresh}), 0);
+  const Fd other = open_client(to, SOCK_DGRAM);
+  EXPECT_EQ(exchange(other, {&old, &fresh}), 1);
+  EXPECT_TRUE(eventually([&] { return (get_info(old).flags & REUSEPORT_LISTEN_F_SETTLED) != 0; }));
+}
+
 // A QUIC client that moves to another address in the middle has no flow: that is counted.
 TEST_F(StockFlows, a_short_header_of_no_flow_is_counted) {
   const Fd server = udp(address("127.0.0.1"));
