@@ -570,8 +570,10 @@ class Drain {
     } else {
       around_.out.note("drained; waiting for the server to close its listeners (no --signal)");
     }
-    const auto until =
-        options_.wait || ends_with_us ? deadline_ : std::min(deadline_, after(close_grace));
+    const auto grace = after(close_grace);
+    const auto until = late_                           ? grace
+                       : options_.wait || ends_with_us ? deadline_
+                                                       : std::min(deadline_, grace);
     std::chrono::milliseconds pause = poll_first;
     bool closed = false;
     for (;;) {

@@ -92,6 +92,9 @@ struct DrainResult {
   [[nodiscard]] std::string left() const;
 };
 
+/// Whether a drain that failed has sent its signal all the same.
+[[nodiscard]] bool was_signalled(const Failure& failure);
+
 /// What a drain lives in.
 struct Surroundings {
   Waiter& waiter;

@@ -56,6 +56,10 @@ nlohmann::json DrainResult::json() const {
   return out;
 }
 
+bool was_signalled(const Failure& failure) {
+  return failure.detail.is_object() && failure.detail.value("signalled", false);
+}
+
 std::string DrainResult::text() const {
   std::string out;
   for (const Drained& d : listeners) {

@@ -45,6 +45,7 @@ DrainOptions drain_options(const RestartOptions& options) {
   o.connections = options.connections;
   o.selection.reuseport_only = options.reuseport_only;
   o.flows = options.flows;
+  o.at_deadline = AtDeadline::signal;  // while what provides the option by BPF is still there
   return o;
 }
 
@@ -237,7 +238,9 @@ class Supervisor final : public Waiter {
       } else if (result.error().exit == Exit::deadline || !current_->running()) {
         // the newcomer serves and the old one has something left: end it all the same, and say so
         out_.failure(result.error());
-        current_->signal(options_.signal);
+        if (!was_signalled(result.error())) {
+          current_->signal(options_.signal);
+        }
       } else {
         ok = tl::unexpected(result.error());
       }
@@ -275,8 +278,14 @@ class Supervisor final : public Waiter {
       o.method = options_.method;
       o.selection.reuseport_only = options_.reuseport_only;
       o.timeout = std::min<std::chrono::milliseconds>(options_.drain_timeout, way_back);
-      if (const auto back = drain(o, next.process(), {*this, children_, out_}); !back) {
-        out_.end_progress();
+      // signalled by the drain: what provides the option by BPF must stay until the listeners close
+      o.signal = options_.signal;
+      o.at_deadline = AtDeadline::signal;
+      const auto back = drain(o, next.process(), {*this, children_, out_});
+      out_.end_progress();
+      if (back && back->signalled) {
+        leaving_.push_back({next, kill_time(), false});
+        return;
       }
     }
     dismiss(next);

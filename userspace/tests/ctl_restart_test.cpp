@@ -119,11 +119,13 @@ TEST_F(RestartTest, a_newcomer_that_is_not_ready_in_time_is_ended) {
   ASSERT_TRUE(saw(r, "started")) << r.peek().err;
   const pid_t first = ask();
   std::ofstream("/tmp/ctl_test.no." + port()) << "no";
+  Load load([&] { return ask() != 0; });
   r.signal(SIGHUP);
   ASSERT_TRUE(saw(r, "restart_failed")) << r.peek().err;
   ::unlink(("/tmp/ctl_test.no." + port()).c_str());
   EXPECT_NE(r.peek().err.find("--ready says no"), std::string::npos) << r.peek().err;
   EXPECT_TRUE(test::eventually([&] { return listeners().size() == 2; })) << "the newcomer is ended";
+  EXPECT_EQ(load.stop()[1], 0) << "it gave back what it had";
   EXPECT_EQ(ask(), first);
 }
 

@@ -80,8 +80,9 @@ void fork_stranger(const Address& at) {
 }
 
 /// CTL_TEST_SERVER="PORT LISTENERS [ip=ADDRESS] [v6only] [plain] [idle] [stubborn] [defer] [v6]
-/// [udp] [reuseaddr] [fails] [keep] [threads] [forks] [stranger] [apart] [admin] [workers=N]": answers each
-/// connection or datagram with its pid; on TERM closes at once, without looking at its queue.
+/// [udp] [reuseaddr] [fails] [keep] [threads] [forks] [stranger] [apart] [admin] [workers=N]":
+/// answers each connection or datagram with its pid; on TERM closes at once, without looking at its
+/// queue.
 ///   plain     no SO_REUSEPORT
 ///   keep      connections stay open until the client closes them, or TERM cuts them
 ///   threads   the first thread ends, another serves
@@ -137,8 +138,7 @@ int serve(const std::string& how) {
     }
     polls.push_back({fds.back().get(), POLLIN, 0});
   }
-  const Fd admin =
-      has("admin") ? listener_of(address(ip), SOCK_STREAM, false, false, false) : Fd();
+  const Fd admin = has("admin") ? listener_of(address(ip), SOCK_STREAM, false, false, false) : Fd();
   for (int i = std::stoi(value("workers", "0")); i > 0; i--) {
     if (::fork() == 0) {
       ::prctl(PR_SET_PDEATHSIG, SIGKILL);
