@@ -248,9 +248,16 @@ def _count(number: int) -> Optional[int]:
 
 
 def _ns(seconds: Optional[float]) -> int:
-    if seconds is None:
+    if seconds is None or seconds >= _FOREVER / 1e9:
         return _FOREVER
-    return max(-1, min(int(seconds * 1e9), _FOREVER))
+    return int(seconds * 1e9) if seconds >= 0 else -1
+
+
+def _is_open(fd: int, before: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), before)
+    except OSError:
+        return False
 
 
 class Drain:
@@ -281,7 +288,10 @@ class Drain:
     # An exception does not pass through the library: it is kept, and raised when that has returned.
     def _on_close(self, fd: int, _: Any) -> None:
         try:
+            before = os.fstat(fd)
             self._closers.pop(fd)()
+            if _is_open(fd, before):
+                raise Error(errno.EBUSY, "close", "what was given to add() left the listener open", fd)
         except BaseException as raised:  # pylint: disable=broad-except
             self._raised = raised
 
