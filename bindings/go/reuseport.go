@@ -31,6 +31,7 @@ import "C"
 
 import (
 	"context"
+	"errors"
 	"net"
 	"runtime/cgo"
 	"syscall"
@@ -314,6 +315,7 @@ type Drain struct {
 	handle   cgo.Handle
 	added    map[int]Listener
 	isShared func(fd int) (bool, error)
+	panicked any // in a callback; goes on when the library has returned
 }
 
 // New makes a drain; Free it in the end.
@@ -346,27 +348,41 @@ func New(options Options) (*Drain, error) {
 //export reuseportGoClose
 func reuseportGoClose(fd C.int, user unsafe.Pointer) {
 	d := (*(*cgo.Handle)(user)).Value().(*Drain)
+	defer d.catch()
 	// Waits until no accept is in it any more: then the socket is closed.
 	d.added[int(fd)].Close()
 }
 
 //export reuseportGoIsShared
-func reuseportGoIsShared(fd C.int, user unsafe.Pointer) C.int {
+func reuseportGoIsShared(fd C.int, user unsafe.Pointer) (answer C.int) {
 	d := (*(*cgo.Handle)(user)).Value().(*Drain)
+	answer = -C.int(syscall.ECANCELED) // after a panic
+	defer d.catch()
 	shared, err := d.isShared(int(fd))
+	var errno syscall.Errno
 	switch {
+	case errors.As(err, &errno) && errno > 0:
+		return -C.int(errno)
 	case err != nil:
-		if errno, ok := err.(syscall.Errno); ok && errno > 0 {
-			return -C.int(errno)
-		}
-		return -C.int(syscall.ECANCELED)
+		return
 	case shared:
 		return 1
 	}
 	return 0
 }
 
+// No panic passes through the frames of C.
+func (d *Drain) catch() {
+	if panicked := recover(); panicked != nil {
+		d.panicked = panicked
+	}
+}
+
 func (d *Drain) check(result C.int) error {
+	if panicked := d.panicked; panicked != nil {
+		d.panicked = nil
+		panic(panicked)
+	}
 	if result >= 0 {
 		return nil
 	}
@@ -455,7 +471,7 @@ func (d *Drain) Free() {
 }
 
 // Run starts the drain and steps to its end, for servers whose goroutines accept by themselves. When ctx ends, the
-// drain is undone.
+// drain is undone, and the error is that of ctx, or of Undo where that failed.
 func (d *Drain) Run(ctx context.Context) (Report, error) {
 	if err := d.Start(); err != nil {
 		return d.Report(), err
@@ -471,7 +487,9 @@ func (d *Drain) Run(ctx context.Context) (Report, error) {
 		}
 		select {
 		case <-ctx.Done():
-			_ = d.Undo()
+			if err := d.Undo(); err != nil {
+				return d.Report(), err
+			}
 			return d.Report(), ctx.Err()
 		case <-time.After(pause):
 		}

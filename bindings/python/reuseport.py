@@ -317,10 +317,10 @@ class Drain:
         drained, by `close` if given: say the close() of the server that has it in a loop. It must have closed the
         descriptor when it returns."""
         fd = _fileno(listener)
-        self._check(_lib.reuseport_drain_add(self._drain, fd))
-        self._added[fd] = listener
         if close is None:
             close = (lambda: os.close(fd)) if isinstance(listener, int) else listener.close
+        self._check(_lib.reuseport_drain_add(self._drain, fd))
+        self._added[fd] = listener
         self._closers[fd] = close
 
     def start(self) -> None:
@@ -338,8 +338,22 @@ class Drain:
 
     def run(self, accept: Callable[[Any], None]) -> Report:
         """start, and step to the end; `accept` is called with a listener, as given to add(), that has something to
-        take, again and again while it has."""
+        take, again and again while it has. What it raises undoes the drain and comes out of here, but for
+        BlockingIOError and ConnectionAbortedError: there the client is gone."""
         self.start()
+        try:
+            return self._run(accept)
+        except BaseException:
+            self._give_back()
+            raise
+
+    def _give_back(self) -> None:
+        try:
+            self.undo()
+        except Error:
+            pass  # done already, or close() tries again
+
+    def _run(self, accept: Callable[[Any], None]) -> Report:
         while True:
             step = self.step()
             if step.action == DONE:
@@ -348,7 +362,7 @@ class Drain:
                 for fd in step.fds:
                     try:
                         accept(self._added[fd])
-                    except BlockingIOError:
+                    except (BlockingIOError, ConnectionAbortedError):
                         pass  # the client is gone, or another thread was faster
                 continue
             poll = select.poll()
@@ -361,13 +375,17 @@ class Drain:
                 time.sleep(step.wait)
 
     async def run_async(self) -> Report:
-        """The same in an asyncio loop whose server accepts by itself."""
+        """The same in an asyncio loop whose server accepts by itself. A task that is cancelled undoes the drain."""
         self.start()
-        while True:
-            step = self.step()
-            if step.action == DONE:
-                return self.report
-            await asyncio.sleep(step.wait if step.action == WAIT else 0)
+        try:
+            while True:
+                step = self.step()
+                if step.action == DONE:
+                    return self.report
+                await asyncio.sleep(step.wait if step.action == WAIT else 0)
+        except BaseException:
+            self._give_back()
+            raise
 
     @property
     def report(self) -> Report:

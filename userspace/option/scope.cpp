@@ -26,6 +26,7 @@
 #include <map>
 #include <sstream>
 #include <utility>
+#include <vector>
 
 #include "option/object.hpp"
 
@@ -151,15 +152,24 @@ Result<std::optional<table::about>> read_about() {
     return errno == ENOENT ? Result<std::optional<table::about>>(std::nullopt)
                            : bpf_fail("bpf(BPF_OBJ_GET, about)", errno);
   }
+  // Every version of it begins with the version; it may be longer than ours.
+  bpf_map_info info{};
+  std::uint32_t len = sizeof(info);
+  if (bpf_obj_get_info_by_fd(map.get(), &info, &len) != 0) {
+    return bpf_fail("bpf(BPF_OBJ_GET_INFO_BY_FD, about)", errno);
+  }
   const std::uint32_t zero = 0;
-  table::about about{};
-  if (bpf_map_lookup_elem(map.get(), &zero, &about) != 0) {
+  std::vector<std::byte> value(std::max<std::size_t>(info.value_size, sizeof(table::about)));
+  if (bpf_map_lookup_elem(map.get(), &zero, value.data()) != 0) {
     return bpf_fail("bpf(BPF_MAP_LOOKUP_ELEM, about)", errno);
   }
-  if (about.version != TABLE_VERSION) {
-    return fail("enable", EPROTO,
-                "what is enabled is of another version (" + std::to_string(about.version) +
-                    "): disable it first");
+  table::about about{};
+  std::memcpy(&about, value.data(), sizeof(about));
+  if (about.version != TABLE_VERSION || info.value_size != sizeof(about)) {
+    return fail("read what is enabled", EPROTO,
+                "it is of another version (" + std::to_string(about.version) +
+                    "): \"reuseportctl disable --force\" takes it away, and listeners that are "
+                    "not ON get connections again");
   }
   return std::optional(about);
 }
