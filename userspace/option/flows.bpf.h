@@ -168,6 +168,7 @@ static long try_place(u32 i, struct placing *p)
 	const struct flow_table *t = p->table;
 	struct flow_place *place;
 	struct flow *there;
+	long err;
 	u32 n;
 
 	n = __sync_fetch_and_add(&p->counts->hand, 1);
@@ -185,10 +186,11 @@ static long try_place(u32 i, struct placing *p)
 	if (!there && !p->placed && charge_flow(t, p->flow.uid)) {
 		place->key = p->key;
 		p->flow.place = n;
-		/* by another CPU meanwhile: that is as good */
-		if (bpf_map_update_elem(&flows, &p->key, &p->flow, BPF_NOEXIST))
+		err = bpf_map_update_elem(&flows, &p->key, &p->flow, BPF_NOEXIST);
+		if (err)
 			uncharge_flow(p->flow.uid);
-		p->placed = 1;
+		/* by another CPU meanwhile: that is as good */
+		p->placed = !err || err == -EEXIST;
 	}
 	__sync_val_compare_and_swap(&place->held, 1, 0);
 	return 0;

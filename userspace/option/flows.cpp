@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <ctime>
 #include <vector>
 
 #include "option/object.hpp"
@@ -15,11 +14,10 @@ namespace reuseport::option {
 namespace {
 
 /// The clock of flow::last.
-std::uint64_t flow_clock() {
-  timespec now{};
-  ::clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
-  return static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000 +
-         static_cast<std::uint64_t>(now.tv_nsec);
+Result<std::uint64_t> flow_clock(const Object& object) {
+  table::call call{};
+  const auto ran = object.run("call_flow_clock", call);
+  return ran ? Result<std::uint64_t>(call.cookie) : tl::unexpected(ran.error());
 }
 
 std::chrono::milliseconds in_ms(std::uint64_t ns) {
@@ -27,12 +25,11 @@ std::chrono::milliseconds in_ms(std::uint64_t ns) {
 }
 
 /// Adds the flows of @p map that are not silent for longer than @p idle, by their sockets.
-Status add_flows(int map, std::uint64_t idle,
+Status add_flows(int map, std::uint64_t now, std::uint64_t idle,
                  std::unordered_map<std::uint64_t, std::size_t>& by_cookie) {
   constexpr std::uint32_t at_once = 8192;  // more than a bucket ever has
   std::vector<table::flow_key> keys(at_once);
   std::vector<table::flow> flows(at_once);
-  const std::uint64_t now = flow_clock();
   std::uint32_t position = 0;
   for (bool first = true, last = false; !last; first = false) {
     std::uint32_t count = at_once;
@@ -55,11 +52,15 @@ Status add_flows(int map, std::uint64_t idle,
 }  // namespace
 
 Status Object::begin_flows(const FlowOptions& options) const {
+  const auto now = flow_clock(*this);
+  if (!now) {
+    return tl::unexpected(now.error());
+  }
   const std::uint32_t places = options.max.value_or(default_flows);
   table::flow_table t{};
   t.idle = static_cast<std::uint64_t>(
       std::chrono::nanoseconds(options.idle.value_or(default_idle)).count());
-  t.since = flow_clock();
+  t.since = *now;
   t.places = places;
   t.of_one_uid = places / 2;
   const std::uint32_t zero = 0;
@@ -80,12 +81,13 @@ Result<table::flow_table> read_flow_table(int map) {
 
 Result<Flows> flows_of(const Object& object) {
   const auto t = read_flow_table(object.map("flow_table"));
-  if (!t) {
-    return tl::unexpected(t.error());
+  const auto now = flow_clock(object);
+  if (!t || !now) {
+    return tl::unexpected(t ? now.error() : t.error());
   }
   Flows out;
   out.idle = in_ms(t->idle);
-  out.recorded_for = in_ms(flow_clock() - t->since);
+  out.recorded_for = in_ms(*now - t->since);
   out.max = t->places;
   const std::uint32_t zero = 0;
   table::flow_counts counts{};
@@ -95,10 +97,10 @@ Result<Flows> flows_of(const Object& object) {
   out.full = counts.full;
   out.short_headers = counts.short_headers;
   const std::uint64_t idle = t->idle;
-  if (auto ok = add_flows(object.map("flows"), idle, out.of); !ok) {
+  if (auto ok = add_flows(object.map("flows"), *now, idle, out.of); !ok) {
     return tl::unexpected(ok.error());
   }
-  if (auto ok = add_flows(object.map("unconfirmed_flows"),
+  if (auto ok = add_flows(object.map("unconfirmed_flows"), *now,
                           std::min<std::uint64_t>(idle, UNCONFIRMED_IDLE), out.of);
       !ok) {
     return tl::unexpected(ok.error());

@@ -38,6 +38,7 @@ typedef __u64 u64;
 #define EAGAIN		11
 #define ENOMEM		12
 #define EBUSY		16
+#define EEXIST		17
 #define EINVAL		22
 #define ENOSPC		28
 #define ENOPROTOOPT	92

@@ -1382,6 +1382,18 @@ int call_begin(struct __sk_buff *skb)
 	return 0;
 }
 
+/* The clock of flows: that of user space is another one in a time namespace. */
+SEC("tc")
+int call_flow_clock(struct __sk_buff *skb)
+{
+	struct call *call = call_in(skb);
+
+	if (!call)
+		return -1;
+	call->cookie = bpf_ktime_get_coarse_ns();
+	return 0;
+}
+
 /* Takes a snapshot where call->cookie is 0; else says whether it is over. */
 SEC("tc")
 int call_grace_period(struct __sk_buff *skb)

@@ -206,6 +206,9 @@ std::vector<std::string> lasting_programs(bool flows) {
   for (const Hook& hook : hooks_of(flows)) {
     names.emplace_back(hook.program);
   }
+  if (flows) {
+    names.emplace_back("call_flow_clock");
+  }
   return names;
 }
 
@@ -463,6 +466,7 @@ Status pin_flow_maps(const Object& object) {
 /// As it was before somebody asked for flows; what a tool left that was killed goes, too.
 void take_away_flows() {
   ::unlink(pin("maps/flow_table").c_str());
+  ::unlink(pin("programs/call_flow_clock").c_str());
   for (const char* name : flow_maps) {
     ::unlink(pin(std::string("maps/") + name).c_str());
   }

@@ -94,6 +94,9 @@ TEST_F(StockCtlFlows, are_told_of) {
   EXPECT_EQ(status["udp_flows"]["idle_ms"], 120'000);
   EXPECT_EQ(status["groups"][0]["flows"], 3);
   EXPECT_NE(run({"status"}).out.find("UDP flows: 3 live, room for 131072"), std::string::npos);
+  // whose clock is another one
+  Running elsewhere({"unshare", "--time", "--monotonic", "100000", tool(), "status", "--json"});
+  EXPECT_EQ(elsewhere.result().doc()["udp_flows"]["live"], 3);
   // another user sees no more than before
   const auto other = run({"list", "--json", "--udp", "--port", port}, become_nobody).doc();
   EXPECT_TRUE(other["listeners"][0]["flows"].is_null());
