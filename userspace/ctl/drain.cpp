@@ -217,7 +217,12 @@ class Drain {
   }
 
   Done choose() {
-    if (options_.flows && has_datagrams() && !option::records_flows()) {
+    if (options_.flows && !has_datagrams()) {
+      return failed(Failure(Exit::unsupported,
+                            "--flows: there is no UDP socket with SO_REUSEPORT to drain",
+                            "those without it cannot be drained"));
+    }
+    if (options_.flows && !option::records_flows()) {
       return failed(no_flows(targets_.front()));
     }
     result_.reason.clear();
@@ -276,33 +281,55 @@ class Drain {
   /// them. Fails where --flows is asked for then.
   Done count_flows() {
     result_.flows.reset();
-    if (!has_datagrams() || !option::records_flows()) {
+    if (!has_datagrams()) {
       return {};
     }
-    const auto flows = option::flows_here();
-    if (!flows) {
-      return options_.flows ? failed(flows.error()) : Done{};
+    const auto flows = option::records_flows() ? option::flows_here()
+                                               : Result<std::optional<option::Flows>>(std::nullopt);
+    if (!flows || !*flows) {
+      return !options_.flows ? Done{}
+             : flows         ? failed(no_flows(targets_.front()))
+                             : failed(flows.error());
     }
     std::size_t live = 0;
+    auto known_for = (*flows)->recorded_for;
     for (const Target& t : targets_) {
-      if (t.socket.protocol != Protocol::udp || (core_ ? !t.fd : !t.still_held())) {
-        continue;  // closed: it has none
+      if (t.socket.protocol != Protocol::udp || closed(t)) {
+        continue;
       }
-      const bool here = flows->has_value();
-      const auto own = here ? (*flows)->of.find(t.socket.cookie) : decltype((*flows)->of.end()){};
-      if (!here || own == (*flows)->of.end()) {
+      const auto own = (*flows)->of.find(t.socket.cookie);
+      if (own == (*flows)->of.end()) {
         return options_.flows ? failed(no_flows(t)) : Done{};
       }
       live += own->second;
+      known_for = std::min(known_for, (*flows)->known_for.at(t.socket.cookie));
     }
     result_.flows = live;
-    if (*flows && (*flows)->recorded_for < (*flows)->idle && !told_young_) {
-      told_young_ = true;
-      around_.out.note(fmt::format(
-          "UDP flows are recorded for {:.1f} s: one that was silent all that time is not counted",
-          static_cast<double>((*flows)->recorded_for.count()) / 1000.0));
-    }
+    result_.flows_known_for = known_for;
+    result_.flows_idle = (*flows)->idle;
+    result_.flows_without_room = (*flows)->full > 0;
     return {};
+  }
+
+  [[nodiscard]] bool closed(const Target& t) const { return core_ ? !t.fd : !t.still_held(); }
+
+  /// As far as is known: flows from before the sockets were known are over after the idle time.
+  [[nodiscard]] bool few_flows() const {
+    return !options_.flows || (result_.all_flows_known() && *result_.flows <= *options_.flows);
+  }
+
+  /// The server ended, or closed its UDP sockets, before its flows were few.
+  [[nodiscard]] std::optional<Failure> flows_cut() const {
+    const bool gone = server_->ended() || std::ranges::any_of(targets_, [&](const Target& t) {
+                        return t.socket.protocol == Protocol::udp && closed(t);
+                      });
+    if (few_flows() || !gone) {
+      return std::nullopt;
+    }
+    Failure failure(Exit::error,
+                    fmt::format("the server closed its UDP sockets with {} left", result_.left()));
+    failure.detail = detail();
+    return failure;
   }
 
   Done ask_ready() {
@@ -350,9 +377,14 @@ class Drain {
 
   std::optional<Obstacle> start_core() {
     core_ = std::make_unique<CoreDrain>(targets_, covers_, *provider_);
-    const auto ok = core_->start(deadline_);
+    auto ok = core_->start(deadline_);
     if (ok) {
-      return std::nullopt;
+      ok = count_flows();
+      if (ok) {
+        return std::nullopt;
+      }
+      core_->undo();
+      return Obstacle{ok.error(), Lasts::for_good};
     }
     core_.reset();
     Failure failure = ok.error();
@@ -489,16 +521,18 @@ class Drain {
         }
         result_.connections = *count;
       }
+      if (auto cut = flows_cut(); cut) {
+        return undone(std::move(*cut));
+      }
       if (start >= next_count && !server_->ended()) {
         if (auto ok = count_flows(); !ok) {
           return undone(ok.error());
         }
         next_count = after(std::max<std::chrono::milliseconds>(since(start) * 4, count_every));
       }
-      const bool few =
-          server_->ended() ||
-          ((!options_.connections || result_.connections.value_or(0) <= *options_.connections) &&
-           (!options_.flows || result_.flows.value_or(0) <= *options_.flows));
+      const bool few = (server_->ended() || !options_.connections ||
+                        result_.connections.value_or(0) <= *options_.connections) &&
+                       few_flows();
       const bool drained = !core_ || core_->look();
       if (core_) {
         record();
@@ -721,7 +755,6 @@ class Drain {
   DrainResult result_;
   bool ready_ = false;
   bool told_strangers_ = false;
-  bool told_young_ = false;
   bool late_ = false;
 };
 

@@ -83,8 +83,13 @@ struct DrainResult {
   std::vector<Drained> listeners;
   std::uint64_t handshakes = 0;  ///< left, over all listeners
   std::uint64_t queued = 0;
-  std::optional<std::size_t> connections;  ///< established ones, where they were counted
-  std::optional<std::size_t> flows;        ///< UDP flows that live, where they are recorded
+  std::optional<std::size_t> connections;       ///< established ones, where they were counted
+  std::optional<std::size_t> flows;             ///< UDP flows that live, where they are recorded
+  std::chrono::milliseconds flows_known_for{};  ///< what was silent all that time is not counted
+  std::chrono::milliseconds flows_idle{};       ///< ... and would be over after this
+  bool flows_without_room = false;              ///< some were not kept, and may not be counted
+
+  [[nodiscard]] bool all_flows_known() const { return flows && flows_known_for >= flows_idle; }
 
   [[nodiscard]] nlohmann::json json() const;
   [[nodiscard]] std::string text() const;

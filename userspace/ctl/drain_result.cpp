@@ -53,6 +53,9 @@ nlohmann::json DrainResult::json() const {
   out["reason"] = reason.empty() ? nlohmann::json(nullptr) : nlohmann::json(reason);
   out["connections_left"] = connections ? nlohmann::json(*connections) : nlohmann::json(nullptr);
   out["flows_left"] = flows ? nlohmann::json(*flows) : nlohmann::json(nullptr);
+  out["flows_known_for_ms"] =
+      flows ? nlohmann::json(flows_known_for.count()) : nlohmann::json(nullptr);
+  out["flows_without_room"] = flows ? nlohmann::json(flows_without_room) : nlohmann::json(nullptr);
   return out;
 }
 
@@ -73,6 +76,14 @@ std::string DrainResult::text() const {
                        ? "nothing"
                        : fmt::format("the {} UDP flow{} that live{}", *flows,
                                      *flows == 1 ? "" : "s", *flows == 1 ? "s" : ""));
+    if (flows && !all_flows_known()) {
+      fmt::format_to(std::back_inserter(out),
+                     "not counted: UDP flows that were silent since {:.1f} s ago\n",
+                     static_cast<double>(flows_known_for.count()) / 1000.0);
+    }
+    if (flows_without_room) {
+      out += "not counted: UDP flows that there was no room for\n";
+    }
   } else if (method == Method::migrate) {
     out += "not drained: the kernel moves what is left to the others (tcp_migrate_req)\n";
   } else {

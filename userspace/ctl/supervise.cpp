@@ -399,6 +399,10 @@ Outcome<int> supervise(const RestartOptions& options, const Output& out) {
       return tl::unexpected(ok.error());
     }
   }
+  if (options.flows && !option::records_flows()) {
+    return failed(Failure(Exit::unsupported, "--flows: nobody records UDP flows",
+                          "reuseportctl enable --udp-flows"));
+  }
   close_passed_sockets();
   auto signals = Signals::open({SIGHUP, SIGTERM, SIGINT, SIGQUIT, SIGCHLD});
   if (!signals) {

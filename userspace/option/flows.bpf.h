@@ -107,8 +107,11 @@ static __always_inline bool is_live(const struct flow *f, u64 now, u64 idle)
 	return !is_silent(f, now, idle) && has_socket(f);
 }
 
-static __always_inline u64 idle_unconfirmed(const struct flow_table *t)
+static __always_inline u64 idle_unconfirmed(const struct flow_table *t,
+					    const struct flow *f)
 {
+	if (f->place == FLOW_EARLY)
+		return t->idle;
 	return t->idle < UNCONFIRMED_IDLE ? t->idle : UNCONFIRMED_IDLE;
 }
 
@@ -253,9 +256,11 @@ static __always_inline struct flow *flow_of(const struct flow_table *t,
 	if (f)
 		return is_live(f, now, t->idle) ? f : NULL;
 	f = bpf_map_lookup_elem(&unconfirmed_flows, key);
-	if (!f || !is_live(f, now, idle_unconfirmed(t)))
+	if (!f)
 		return NULL;
-	copy = *f;
+	copy = *f;	/* another's from one moment to the next, where the table is full */
+	if (!is_live(&copy, now, idle_unconfirmed(t, &copy)))
+		return NULL;
 	copy.last = now;
 	confirm(t, key, &copy);
 	return bpf_map_lookup_elem(&flows, key) ?: f;
@@ -353,9 +358,11 @@ static __always_inline void record_flow(const struct sock *sk, u64 cookie,
 		touch(f, new.last);
 		return;
 	}
-	if (f && is_live(f, new.last, idle_unconfirmed(t)))
+	if (f && is_live(f, new.last, idle_unconfirmed(t, f)))
 		return;
 	new.uid = BPF_CORE_READ(sk, sk_uid.val);
+	if (!bpf_map_lookup_elem(&members, &cookie))
+		new.place = FLOW_EARLY;
 	bpf_map_update_elem(&unconfirmed_flows, key, &new, BPF_ANY);
 }
 

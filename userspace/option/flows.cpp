@@ -24,8 +24,9 @@ std::chrono::milliseconds in_ms(std::uint64_t ns) {
   return std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::nanoseconds(ns));
 }
 
-/// Adds the flows of @p map that are not silent for longer than @p idle, by their sockets.
-Status add_flows(int map, std::uint64_t now, std::uint64_t idle,
+/// Adds the flows of @p map that are not silent for longer than @p idle, or, those that could not
+/// be confirmed, than @p early, by their sockets.
+Status add_flows(int map, std::uint64_t now, std::uint64_t idle, std::uint64_t early,
                  std::unordered_map<std::uint64_t, std::size_t>& by_cookie) {
   constexpr std::uint32_t at_once = 8192;  // more than a bucket ever has
   std::vector<table::flow_key> keys(at_once);
@@ -41,7 +42,8 @@ Status add_flows(int map, std::uint64_t now, std::uint64_t idle,
       last = true;
     }
     for (std::uint32_t i = 0; i < count; i++) {
-      if (static_cast<std::int64_t>(now - flows[i].last) <= static_cast<std::int64_t>(idle)) {
+      const std::uint64_t until = flows[i].place == FLOW_EARLY ? early : idle;
+      if (static_cast<std::int64_t>(now - flows[i].last) <= static_cast<std::int64_t>(until)) {
         by_cookie[flows[i].cookie]++;
       }
     }
@@ -97,15 +99,35 @@ Result<Flows> flows_of(const Object& object) {
   out.full = counts.full;
   out.short_headers = counts.short_headers;
   const std::uint64_t idle = t->idle;
-  if (auto ok = add_flows(object.map("flows"), *now, idle, out.of); !ok) {
-    return tl::unexpected(ok.error());
-  }
+  // in this order: one that is confirmed meanwhile is counted twice rather than not at all
   if (auto ok = add_flows(object.map("unconfirmed_flows"), *now,
-                          std::min<std::uint64_t>(idle, UNCONFIRMED_IDLE), out.of);
+                          std::min<std::uint64_t>(idle, UNCONFIRMED_IDLE), idle, out.of);
       !ok) {
     return tl::unexpected(ok.error());
   }
+  if (auto ok = add_flows(object.map("flows"), *now, idle, idle, out.of); !ok) {
+    return tl::unexpected(ok.error());
+  }
+  // of sockets that are closed there is nothing to follow
+  std::erase_if(out.of, [&](const auto& each) {
+    table::member member{};
+    return bpf_map_lookup_elem(object.map("members"), &each.first, &member) != 0;
+  });
   return out;
+}
+
+Result<std::chrono::milliseconds> known_for(const Object& object, std::uint64_t cookie) {
+  const auto t = read_flow_table(object.map("flow_table"));
+  const auto now = flow_clock(object);
+  if (!t || !now) {
+    return tl::unexpected(t ? now.error() : t.error());
+  }
+  table::member member{};
+  if (bpf_map_lookup_elem(object.map("members"), &cookie, &member) != 0) {
+    return bpf_fail("bpf(BPF_MAP_LOOKUP_ELEM, members)", errno);
+  }
+  const std::uint64_t since = std::max<std::uint64_t>(t->since, member.taken_in);
+  return in_ms(*now > since ? *now - since : 0);
 }
 
 }  // namespace reuseport::option

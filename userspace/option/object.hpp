@@ -122,7 +122,11 @@ class Object {
 
 [[nodiscard]] Result<table::flow_table> read_flow_table(int map);
 
-/// Live flows of all sockets.
+/// Since when flows of a member are confirmed.
+[[nodiscard]] Result<std::chrono::milliseconds> known_for(const Object& object,
+                                                          std::uint64_t cookie);
+
+/// Live flows of all members.
 [[nodiscard]] Result<Flows> flows_of(const Object& object);
 
 /// find_namespace() of @p netns; -1: the caller's own.

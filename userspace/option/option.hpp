@@ -156,11 +156,14 @@ struct Enabled {
 /// UDP flows.
 struct Flows {
   std::chrono::milliseconds idle{};
-  std::chrono::milliseconds recorded_for{};  ///< what was silent all the time is not known
+  std::chrono::milliseconds recorded_for{};
   std::uint32_t max = 0;
   std::uint64_t full = 0;           ///< datagrams whose flow got no place
   std::uint64_t short_headers = 0;  ///< datagrams of no flow, and QUIC within a connection
   std::unordered_map<std::uint64_t, std::size_t> of;  ///< live ones, by the cookie of their socket
+  /// flows_here(): for how long each socket is taken in; what was silent all that time is not
+  /// known.
+  std::unordered_map<std::uint64_t, std::chrono::milliseconds> known_for;
 };
 
 /// Whether flows are recorded, as far as this user may see.

@@ -350,7 +350,7 @@ std::vector<Key> keys_of(int map) {
   return keys;
 }
 
-/// Its directory; none where it is gone.
+/// Its directory; errno ENOENT or ESTALE where it is gone.
 Fd open_cgroup(std::uint64_t id) {
   const auto mount = cgroup2_mount();
   const Fd root(mount ? ::open(mount->c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1);
@@ -383,6 +383,10 @@ Status replace_others(const Object& object, const table::about& about, const std
         return bpf_fail("bpf(BPF_LINK_UPDATE, " + other + ")", errno);
       }
       const Fd cgroup = link || !hook.of_flows ? Fd() : open_cgroup(std::stoull(name));
+      if (!link && hook.of_flows && !cgroup && errno != ENOENT && errno != ESTALE) {
+        return fail("open_by_handle_at(" + other + ")", errno,
+                    "needs CAP_DAC_READ_SEARCH, for a cgroup that is enabled already");
+      }
       if (cgroup) {
         const auto attached = attach(other + "/" + hook.program, object.program(hook.program),
                                      cgroup.get(), hook.type);
@@ -937,7 +941,12 @@ Result<std::optional<Flows>> flows_here() {
   for (const table::datagram& each : *sockets) {
     if (here && each.known != 0 && each.in_scope != 0 && each.attached != 0) {
       const auto found = all->of.find(each.cookie);
+      const auto known = known_for(*object, each.cookie);
+      if (!known) {
+        continue;  // it has just closed
+      }
       of[each.cookie] = found == all->of.end() ? 0 : found->second;
+      all->known_for[each.cookie] = *known;
     }
   }
   all->of = std::move(of);

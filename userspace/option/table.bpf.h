@@ -429,7 +429,7 @@ static __always_inline struct group *find_or_make(const struct group_key *key)
 static __always_inline int join(const struct sock *sk, u64 cookie, u64 netns,
 				u32 index)
 {
-	struct member m = { .index = index };
+	struct member m = { .index = index, .taken_in = bpf_ktime_get_ns() };
 	struct group *g;
 	struct slot *s;
 	u32 total;

@@ -84,6 +84,7 @@ struct member {
 	__u32 index;		/* UDP: in `datagrams` */
 	__u64 asked;		/* the change after which SETTLED was asked for */
 	__u64 none_half_open;	/* snapshot + 1 since handshakes are 0 */
+	__u64 taken_in;		/* UDP: when, ns of CLOCK_MONOTONIC */
 };
 
 /* What the tool asks of the programs; the data of a BPF_PROG_TEST_RUN. */
@@ -139,9 +140,12 @@ struct flow {
 	__u64 cookie;		/* of the socket that answers */
 	__u64 sk;		/* its address */
 	__u64 last;		/* ns of CLOCK_MONOTONIC_COARSE: of its last datagram */
-	__u32 place;		/* of one that is confirmed */
+	__u32 place;		/* of one that is confirmed; else FLOW_EARLY or 0 */
 	__u32 uid;
 };
+
+/* Answered before its socket was taken in: then nothing could confirm it. */
+#define FLOW_EARLY	1
 
 struct flow_place {
 	struct flow_key key;
@@ -167,12 +171,6 @@ struct flow_counts {
 /* Flows with an answer that the client did not yet send after. */
 #define MAX_UNCONFIRMED_FLOWS	65536
 #define UNCONFIRMED_IDLE	10000000000ULL	/* ns */
-
-/*
- * Pinned with the maps. Programs of another version do not understand them; it
- * changes with every struct above and with what programs do with them.
- */
-#define TABLE_VERSION	8
 
 struct about {
 	__u32 version;
@@ -213,6 +211,12 @@ struct look {
 	__u32 seed;		/* of the choice */
 	__u32 unused;
 };
+
+/*
+ * Pinned with the maps. Programs of another version do not understand them; it
+ * changes with every struct above and with what programs do with them.
+ */
+#define TABLE_VERSION	9
 
 /* NOLINTEND(readability-identifier-naming) */
 

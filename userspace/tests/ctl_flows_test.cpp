@@ -137,8 +137,10 @@ TEST_F(StockCtlFlows, deadline_with_flows_left) {
   EXPECT_EQ(ran.doc()["error"]["detail"]["signalled"], false);
   EXPECT_TRUE(all_answered_by(clients, old.pid())) << "it goes on with them";
   EXPECT_EQ(ask(client()), fresh.pid());
-  ran = run({"drain", "--pid", pid_of(old), "--flows", "3"});
+  ran = run({"drain", "--pid", pid_of(old)});
   EXPECT_EQ(ran.code, 0) << ran.err;
+  EXPECT_NE(ran.out.find("not counted: UDP flows that were silent since"), std::string::npos)
+      << ran.out;
   EXPECT_NE(ran.out.find("closing loses the 3 UDP flows that live"), std::string::npos) << ran.out;
 }
 
@@ -149,12 +151,54 @@ TEST_F(StockCtlFlows, drain_from_another_cgroup) {
   const auto clients = clients_of(old.pid(), 3);
   const Running fresh = server();
   ASSERT_TRUE(enter(home_));
-  const auto ran = run({"drain", "--json", "--pid", pid_of(old), "--flows", "3"});
+  const auto ran = run({"drain", "--json", "--pid", pid_of(old)});
   ASSERT_TRUE(enter(cgroup_));
   ASSERT_EQ(ran.code, 0) << ran.err;
+  EXPECT_EQ(ran.doc()["drain"]["flows_left"], 3);
   EXPECT_EQ(ran.doc()["drain"]["method"], "option");
   EXPECT_TRUE(all_answered_by(clients, old.pid()));
   EXPECT_EQ(ask(client()), fresh.pid());
+}
+
+// What was silent since before the sockets were known is not taken for none.
+TEST_F(StockCtlFlows, flows_from_before_the_sockets_were_known) {
+  enable_flows("8");
+  const Running old = server();
+  const auto clients = clients_of(old.pid(), 3);
+  const Running fresh = server();
+  auto drain = start_tool({"drain", "--json", "--pid", pid_of(old), "--flows", "0"});
+  EXPECT_FALSE(test::eventually([&] { return drain.ended(); }, 5s)) << drain.peek().out;
+  const auto ran = drain.result();
+  EXPECT_EQ(ran.code, 0) << ran.err;
+  EXPECT_GE(ran.doc()["drain"]["flows_known_for_ms"], 8000);
+}
+
+// The server ends, or its flows are counted no more, while it is waited for: no success.
+TEST_F(StockCtlFlows, waiting_in_vain) {
+  enable_flows("8");
+  Running old = known_server();
+  const auto clients = clients_of(old.pid(), 3);
+  const Running fresh = server();
+  const std::vector<std::string> drain = {"drain", "--pid", pid_of(old), "--flows", "0"};
+  auto first = start_tool(drain);
+  EXPECT_FALSE(test::eventually([&] { return first.ended(); }, 1s));
+  EXPECT_EQ(run({"disable", "--force"}).code, 0);
+  EXPECT_EQ(first.result().code, 3) << first.peek().err;
+
+  enable_flows("8");
+  auto second = start_tool(drain);
+  EXPECT_FALSE(test::eventually([&] { return second.ended(); }, 1s));
+  old.kill(SIGKILL);
+  EXPECT_EQ(second.result().code, 1) << second.peek().out;
+}
+
+TEST_F(StockCtlFlows, no_udp_socket_to_wait_for) {
+  enable_flows();
+  const std::string tcp = "CTL_TEST_SERVER=" + std::to_string(port_) + " 1";
+  const Running old({self()}, {}, {tcp});
+  const Running fresh({self()}, {}, {tcp});
+  ASSERT_TRUE(eventually([&] { return count_listeners(port_) == 2; }));
+  expect_refused({{"drain", "--pid", pid_of(old), "--flows", "0"}, 3, "no UDP socket"});
 }
 
 // What nobody records is not said to be none.
