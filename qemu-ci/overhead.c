@@ -14,16 +14,26 @@
  * setsockopt", "call getsockopt" of another option. And "datagram sockets
  * instructions": one that is sent and received, by a group of sockets that
  * COMMAND, where given, has taken in.
+ * With "changes", on two CPUs and a clock that is one: the same while the other CPU sleeps, while it
+ * sets modes in another group, and while it does in this one, in turns; a line "connection-changes
+ * listeners idle other this changes", and "datagram-changes", of nanoseconds, and how many changes it
+ * made in this group for each connection or datagram.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -310,6 +320,103 @@ static void measure_datagrams(int n, const char *adopt)
 	close(group.ep);
 }
 
+enum { IDLE, OTHER, THIS, NR_STATES };
+
+/* Between the process that measures and the one that changes modes. */
+struct changer {
+	atomic_int state; /* what to do */
+	atomic_int doing; /* what is done */
+	atomic_llong changes[NR_STATES];
+};
+
+static void stay_on(int cpu)
+{
+	cpu_set_t set;
+
+	CPU_ZERO(&set);
+	CPU_SET(cpu, &set);
+	if (sched_setaffinity(0, sizeof(set), &set))
+		die("sched_setaffinity");
+}
+
+/* Every member but the first, one after the other: OFF and ON again. */
+static _Noreturn void change_modes(struct changer *changer, const int *other, const int *this, int n)
+{
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	stay_on(1);
+	for (int i = 0;; i = (i + 1) % (n - 1)) {
+		int state = atomic_load(&changer->state);
+		int fd = state == THIS ? this[1 + i] : other[1 + i];
+
+		atomic_store(&changer->doing, state);
+		if (state == IDLE) {
+			usleep(100);
+			continue;
+		}
+		if (!set_mode(fd, REUSEPORT_LISTEN_OFF) || !set_mode(fd, REUSEPORT_LISTEN_ON))
+			die("SO_REUSEPORT_LISTEN_OFF");
+		atomic_fetch_add(&changer->changes[state], 2);
+	}
+}
+
+/* Of a group of n members and one more, because one stays ON. Turns are short, shorter than a time slice of this
+ * machine's host, and a quarter of them take less than what is printed: what else the host does is in the others.
+ */
+static void measure_beside_changes(const char *name, int type, int n, void (*once)(const void *with))
+{
+	enum { TURNS = 1001, A_TURN = 4 };
+	static long long took[NR_STATES][TURNS];
+	struct changer *changer = mmap(NULL, sizeof(*changer), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	int *this = calloc(n + 1, sizeof(int)), *other = calloc(n + 1, sizeof(int));
+	struct group group, idle;
+	pid_t child;
+
+	if (changer == MAP_FAILED || !this || !other)
+		die("memory");
+	group.ep = open_group(type, this, n + 1, &group.addr);
+	idle.ep = open_group(type, other, n + 1, &idle.addr);
+	for (int i = 0; i < CLIENTS; i++)
+		group.clients[i] = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	child = fork();
+	if (child < 0)
+		die("fork");
+	if (!child)
+		change_modes(changer, other, this, n + 1);
+	for (int i = 0; i < CONNECTIONS; i++)
+		once(&group);
+	for (int t = 0; t < TURNS; t++)
+		for (int state = IDLE; state < NR_STATES; state++) {
+			long long start;
+
+			atomic_store(&changer->state, state);
+			while (atomic_load(&changer->doing) != state)
+				if (waitpid(child, NULL, WNOHANG))
+					die("the other process is gone");
+			start = now();
+			for (int i = 0; i < A_TURN; i++)
+				once(&group);
+			took[state][t] = (now() - start) / A_TURN;
+		}
+	kill(child, SIGKILL);
+	waitpid(child, NULL, 0);
+	for (int state = IDLE; state < NR_STATES; state++)
+		qsort(took[state], TURNS, sizeof(long long), ascending);
+	printf("%s-changes %d %lld %lld %lld %.1f\n", name, n, took[IDLE][TURNS / 4], took[OTHER][TURNS / 4],
+	       took[THIS][TURNS / 4], (double)atomic_load(&changer->changes[THIS]) / (TURNS * A_TURN));
+	fflush(stdout);
+	for (int i = 0; i < CLIENTS; i++)
+		close(group.clients[i]);
+	for (int i = 0; i <= n; i++) {
+		close(this[i]);
+		close(other[i]);
+	}
+	close(group.ep);
+	close(idle.ep);
+	munmap(changer, sizeof(*changer));
+	free(this);
+	free(other);
+}
+
 int main(int argc, char **argv)
 {
 	static const int sizes[] = { 1, 16, 256, 1000, 2048 };
@@ -317,6 +424,14 @@ int main(int argc, char **argv)
 
 	if (setrlimit(RLIMIT_NOFILE, &files))
 		die("RLIMIT_NOFILE");
+	if (argc == 2 && strcmp(argv[1], "changes") == 0) {
+		stay_on(0);
+		for (unsigned int i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++)
+			measure_beside_changes("datagram", SOCK_DGRAM, sizes[i], one_datagram);
+		for (unsigned int i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++)
+			measure_beside_changes("connection", SOCK_STREAM, sizes[i], one_connection);
+		return 0;
+	}
 	if (argc > 1 && strcmp(argv[1], "half") == 0) {
 		half_off = 1;
 		argc--;
@@ -329,7 +444,7 @@ int main(int argc, char **argv)
 		argv += 3;
 	}
 	if (argc > 2)
-		return fprintf(stderr, "usage: overhead [half] [away SERVERS CLIENTS] [COMMAND]\n"), 2;
+		return fprintf(stderr, "usage: overhead changes | [half] [away SERVERS CLIENTS] [COMMAND]\n"), 2;
 	measure_call("setsockopt", SOCK_STREAM, other_setsockopt);
 	measure_call("getsockopt", SOCK_STREAM, other_getsockopt);
 	for (unsigned int i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++)

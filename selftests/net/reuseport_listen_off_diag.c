@@ -8,6 +8,7 @@
 #include <linux/inet_diag.h>
 #include <linux/netlink.h>
 #include <linux/sock_diag.h>
+#include <stddef.h>
 
 #include "../kselftest_harness.h"
 
@@ -15,6 +16,9 @@
 #define OFF	REUSEPORT_LISTEN_OFF
 #define STANDBY	REUSEPORT_LISTEN_STANDBY
 
+#ifndef IPPROTO_MPTCP
+#define IPPROTO_MPTCP	262
+#endif
 #define TCPF_LISTEN	0x400	/* of the states a dump is asked for */
 #define ALL_STATES	(~0U)
 
@@ -26,6 +30,8 @@ static void __attribute__((constructor)) check_kernel(void)
 struct request {
 	struct nlmsghdr nlh;
 	struct inet_diag_req_v2 req;
+	struct nlattr attr;	/* a protocol beyond what req has room for */
+	uint32_t proto;
 };
 
 /* What the kernel answered for one socket. */
@@ -84,6 +90,9 @@ static int dump(int family, int proto, unsigned int states, int fd,
 		.req.sdiag_family = family,
 		.req.sdiag_protocol = proto,
 		.req.idiag_states = states,
+		.attr.nla_len = NLA_HDRLEN + sizeof(request.proto),
+		.attr.nla_type = INET_DIAG_REQ_PROTOCOL,
+		.proto = proto,
 	};
 	unsigned int inode = inode_of(fd);
 	static union {
@@ -134,7 +143,7 @@ static int look_up(int proto, const struct answer *found,
 		   struct answer *answer)
 {
 	struct request request = {
-		.nlh.nlmsg_len = sizeof(request),
+		.nlh.nlmsg_len = offsetof(struct request, attr),
 		.nlh.nlmsg_type = SOCK_DIAG_BY_FAMILY,
 		.nlh.nlmsg_flags = NLM_F_REQUEST,
 		.req.sdiag_family = found->msg.idiag_family,
@@ -158,7 +167,7 @@ static int look_up(int proto, const struct answer *found,
 	nl = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_SOCK_DIAG);
 	if (nl < 0)
 		return -errno;
-	if (send(nl, &request, sizeof(request), 0) != sizeof(request))
+	if (send(nl, &request, request.nlh.nlmsg_len, 0) < 0)
 		ret = -errno;
 	len = ret ? ret : recv(nl, &buf, sizeof(buf), 0);
 	if (len < 0)
@@ -308,6 +317,23 @@ TEST_F(diag, connected_sockets_have_none)
 	child = take(self->member[0]);
 	ASSERT_LE(0, child);
 	ASSERT_EQ(0, DUMP(ALL_STATES, child, &answer));
+	EXPECT_EQ(0, answer.nr_attrs);
+}
+
+/* What an MPTCP listener has is reported of the subflow. */
+TEST_F(diag, mptcp_listener_has_none)
+{
+	struct answer answer;
+	int fd;
+
+	/* By BPF no socket has it. */
+	if (variant->type != SOCK_STREAM || enable_command())
+		return;
+	fd = new_member_proto(variant->path->bind, SOCK_STREAM, IPPROTO_MPTCP);
+	ASSERT_LE(0, fd);
+	ASSERT_EQ(0, join(fd, variant->path->bind, 0));
+	ASSERT_EQ(0, dump(self->family, IPPROTO_MPTCP, TCPF_LISTEN, fd,
+			  &answer));
 	EXPECT_EQ(0, answer.nr_attrs);
 }
 

@@ -461,6 +461,109 @@ TEST_F(udp, connected_socket_is_no_member)
 /* Where connect() changes the address, it changes the group, too: that of the
  * wildcard address gets the socket back when it is disconnected.
  */
+/* Whether its SO_INCOMING_CPU counts goes by what it is: not that of a flow,
+ * but that of the member which it is again when it disconnects.
+ */
+TEST_F(udp, connected_socket_with_a_cpu)
+{
+	const struct path *p = variant->path;
+	struct sockaddr unspec = { .sa_family = AF_UNSPEC };
+	int port, a, b, c, client, i, n, m;
+	union addr addr;
+	cpu_set_t cpus;
+	socklen_t len;
+
+	/* Datagrams over lo are looked up on the CPU that sends them. */
+	CPU_ZERO(&cpus);
+	CPU_SET(0, &cpus);
+	ASSERT_EQ(0, sched_setaffinity(0, sizeof(cpus), &cpus));
+	for (i = 0; i < 2; i++) {
+		port = free_port(p);
+		a = open_member(p->specific, SOCK_DGRAM, port);
+		ASSERT_LE(0, a);
+		b = open_member(p->specific, SOCK_DGRAM, port);
+		ASSERT_LE(0, b);
+		/* In the second round beside an OFF one */
+		c = open_member_mode(p->specific, SOCK_DGRAM, port,
+				     i ? OFF : ON);
+		ASSERT_LE(0, c);
+		if (!i)
+			close(c);
+		client = dial(p->dst, SOCK_DGRAM, port);
+		ASSERT_LE(0, client);
+		len = make_addr(&addr, p == &paths[IPV4_ON_IPV6] ?
+				p->specific : p->dst, local_port(client));
+		ASSERT_EQ(0, connect(b, &addr.sa, len));
+		ASSERT_EQ(0, set_int(b, SOL_SOCKET, SO_INCOMING_CPU, 0));
+		SEND_ALL_TO(port);
+		EXPECT_EQ(NR_CLIENTS, receive(a, NR_CLIENTS));
+		EXPECT_EQ(0, receive_all(b));
+
+		ASSERT_EQ(0, connect(b, &unspec, sizeof(unspec)));
+		/* A kernel may take who connects out of the group for good. */
+		if (get_info(a).group_id == get_info(b).group_id) {
+			SEND_ALL_TO(port);
+			EXPECT_EQ(NR_CLIENTS, receive(b, NR_CLIENTS));
+			EXPECT_EQ(0, receive_all(a));
+		}
+
+		/* It is gone, and with it what it counted. */
+		ASSERT_EQ(0, connect(b, &addr.sa, len));
+		close(b);
+		b = open_member(p->specific, SOCK_DGRAM, port);
+		ASSERT_LE(0, b);
+		SEND_ALL_TO(port);
+		n = 0;
+		m = 0;
+		EXPECT_TRUE(wait_for((n += receive_all(a)) +
+				     (m += receive_all(b)) == NR_CLIENTS));
+		EXPECT_LT(0, n);
+		EXPECT_LT(0, m);
+		ASSERT_EQ(0, set_int(b, SOL_SOCKET, SO_INCOMING_CPU, 0));
+		SEND_ALL_TO(port);
+		EXPECT_EQ(NR_CLIENTS, receive(b, NR_CLIENTS));
+		EXPECT_EQ(0, receive_all(a));
+		close(a);
+		close(b);
+		if (i)
+			close(c);
+	}
+}
+
+/* Cleared, it is in no group any more once its address changes: alone then,
+ * and found.
+ */
+TEST_F(udp, reuseport_cleared_before_it_connects)
+{
+	const struct path *p = variant->path;
+	struct sockaddr unspec = { .sa_family = AF_UNSPEC };
+	int port, a, b, client;
+	union addr addr;
+	socklen_t len;
+
+	port = free_port(p);
+	a = open_member(p->any, SOCK_DGRAM, port);
+	ASSERT_LE(0, a);
+	b = open_member_mode(p->any, SOCK_DGRAM, port, STANDBY);
+	ASSERT_LE(0, b);
+	ASSERT_EQ(0, set_int(b, SOL_SOCKET, SO_REUSEPORT, 0));
+	client = dial(p->dst, SOCK_DGRAM, port);
+	ASSERT_LE(0, client);
+	len = make_addr(&addr, p == &paths[IPV4_ON_IPV6] ? p->specific : p->dst,
+			local_port(client));
+	ASSERT_EQ(0, connect(b, &addr.sa, len));
+	ASSERT_EQ(8, send(client, "datagram", 8, 0));
+	EXPECT_EQ(1, receive(b, 1));
+	ASSERT_EQ(0, connect(b, &unspec, sizeof(unspec)));
+	EXPECT_EQ(STANDBY, get_mode(b));
+	EXPECT_EQ(0, get_info(b).group_id);
+	EXPECT_EQ(1, get_info(a).group_on);
+	EXPECT_EQ(0, get_info(a).group_standby);
+	close(a);
+	ASSERT_EQ(0, send_one(p->dst, port));
+	EXPECT_EQ(1, receive(b, 1));
+}
+
 TEST_F(udp, connecting_changes_the_group)
 {
 	const struct path *p = variant->path;
