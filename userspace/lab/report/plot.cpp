@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 #include <fstream>
+#include <map>
 
 #include "process.hpp"
 #include "report/report.hpp"
@@ -53,19 +54,31 @@ Result<void> plot(const std::string& json_path, const std::string& svg_path) {
   if (svg_path.find_first_of("'\n") != std::string::npos) {
     return error(fmt::format("{}: choose a name without quotes", svg_path));
   }
+  std::map<std::string, unsigned> gaps;  // links a method was not measured on
+  for (const auto& gap : json["not_measured"]) {
+    ++gaps[gap["method"].get<std::string>()];
+  }
   std::string data = "$data << end\n";
+  std::size_t rows = 0;
   for (const auto& sum : json["totals"]) {
+    const auto method = sum["method"].get<std::string>();
     const auto lost = sum["lost"].get<std::uint64_t>();
     const auto of = std::max<std::uint64_t>(sum["connections"].get<std::uint64_t>(), 1);
-    data += fmt::format("{} \"{} lost\" {}", sum["method"].get<std::string>(), lost,
+    data += fmt::format("{} \"{} lost{}\" {}", method, lost,
+                        gaps.erase(method) > 0 ? ", not on all links" : "",
                         1e4 * static_cast<double>(lost) / static_cast<double>(of));
+    ++rows;
     for (const auto* quantile : {"p50", "p99", "p999", "max"}) {
       data += fmt::format(" {}", std::max(sum["connect_ms"][quantile].get<double>(), 0.001));
     }
     data += '\n';
   }
+  for (const auto& [method, links] : gaps) {
+    data += method + " \"not measured\" 0 NaN NaN NaN NaN\n";
+    ++rows;
+  }
   data += "end\n";
-  const auto count = std::to_string(json["totals"].size());
+  const auto count = std::to_string(rows);
   return run_tool(
       {"gnuplot", "-"},
       data + replaced(replaced(std::string{script}, "{svg}", svg_path), "{count}", count), -1, {},

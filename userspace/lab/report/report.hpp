@@ -65,7 +65,8 @@ std::string table(const std::vector<Measurement>& measured, bool wide);
 
 /// Losses and latency of a document() as an SVG file, by gnuplot(1): above, connections lost in
 /// 10,000; below, p50, p99, p99.9 and the maximum of connect; both on logarithmic scales, for each
-/// method with all its links together.
+/// method with all its links together. A method that was not measured has a label that says so, and
+/// no figure; one that lacks a link says that, too.
 Result<void> plot(const std::string& json_path, const std::string& svg_path);
 
 /// Writes beside the file and renames, so that `path` is never half a document.

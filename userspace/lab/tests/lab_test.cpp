@@ -369,8 +369,25 @@ TEST(Plot, is_an_svg_with_text_as_text) {
   const std::string svg{std::istreambuf_iterator<char>{file}, {}};
   EXPECT_NE(svg.find("<svg"), std::string::npos);
   EXPECT_NE(svg.find("listen-off"), std::string::npos);
-  EXPECT_NE(svg.find("9 lost"), std::string::npos);
+  EXPECT_NE(svg.find(">9 lost<"), std::string::npos);
+  EXPECT_NE(svg.find(">migrate<"), std::string::npos);
+  EXPECT_NE(svg.find(">not measured<"), std::string::npos);
   EXPECT_NE(svg.find("</svg>"), std::string::npos);
+  std::filesystem::remove(name + ".json");
+  std::filesystem::remove(name + ".svg");
+}
+
+TEST(Plot, a_method_that_lacks_a_link_says_so) {
+  const auto name = (std::filesystem::temp_directory_path() / "lab_test-gap").string();
+  auto json = sample();
+  json["not_measured"][0]["method"] = "close";
+  ASSERT_TRUE(write_file(name + ".json", json.dump()));
+  const auto drawn = plot(name + ".json", name + ".svg");
+  ASSERT_TRUE(drawn) << drawn.error().text;
+  std::ifstream file{name + ".svg"};
+  const std::string svg{std::istreambuf_iterator<char>{file}, {}};
+  EXPECT_NE(svg.find(">9 lost, not on all links<"), std::string::npos);
+  EXPECT_EQ(svg.find(">not measured<"), std::string::npos);
   std::filesystem::remove(name + ".json");
   std::filesystem::remove(name + ".svg");
 }
