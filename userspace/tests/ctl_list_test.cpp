@@ -39,7 +39,8 @@ TEST_F(CtlTest, list_golden) {
   text = std::regex_replace(text, std::regex("\\[" + pid_of(s) + "\\]"), "[PID]");
   text = std::regex_replace(text, std::regex(":" + port() + " "), ":PORT ");
   text = std::regex_replace(text, std::regex(" [0-9]+:2/0/0 "), " GROUP:2/0/0 ");
-  const std::string state = test::expect_supported() ? "on 0 0/4096 - GROUP:2/0/0" : "- - 0/4096 - -";
+  const std::string state =
+      test::expect_supported() ? "on 0 0/4096 - GROUP:2/0/0" : "- - 0/4096 - -";
   const std::string uid = std::to_string(::geteuid());
   EXPECT_EQ(text,
             "PROTO ADDRESS MODE HANDSHAKES QUEUE FLOWS GROUP UID INODE PROCESS\n"
