@@ -1529,6 +1529,8 @@ int find_datagrams(struct bpf_iter__udp *ctx)
 	m = bpf_map_lookup_elem(&members, &cookie);
 	told.group = (u64)BPF_CORE_READ(sk, sk_reuseport_cb);
 	grouped = told.group;
+	/* else clang 19 tests the two by one OR, and the verifier refuses it */
+	barrier_var(grouped);
 	if (!m && !grouped)
 		return 0;	/* has left its group by connect(2) */
 	if (!m && index) {
