@@ -118,6 +118,7 @@ class StockFlows : public StockScope {
   }
   static int take(const std::vector<const Fd*>& servers, Address* from = nullptr) {
     std::vector<pollfd> ready;
+    ready.reserve(servers.size());
     for (const Fd* s : servers) {
       ready.push_back({s->get(), POLLIN, 0});
     }
@@ -325,7 +326,7 @@ TEST_F(StockFlows, three_generations) {
     }
     clients.push_back(clients_of(to, {&generations.back()}, 10));
   }
-  const std::vector<const Fd*> all = {&generations[0], &generations[1], &generations[2]};
+  const std::vector<const Fd*> all = {generations.data(), &generations[1], &generations[2]};
   for (int round = 0; round < 3; round++) {
     EXPECT_EQ(spread_flows(clients[0], all), (std::vector<int>{10, 0, 0}));
     EXPECT_EQ(spread_flows(clients[1], all), (std::vector<int>{0, 10, 0}));
