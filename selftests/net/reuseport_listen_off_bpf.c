@@ -266,6 +266,39 @@ TEST_F(bpf, selecting_an_off_member_is_enoent)
 	EXPECT_EQ(-ECONNREFUSED, WHO());
 }
 
+/* A connected socket is a flow, which a mode does not govern: one can name it,
+ * as on any kernel.
+ */
+TEST_F(bpf, selecting_a_connected_socket)
+{
+	struct programs *skel;
+	union addr addr;
+	socklen_t len;
+	int client;
+
+	/* An address that connect() changes would take it out of the map. */
+	if (variant->type != SOCK_DGRAM ||
+	    variant->path == &paths[IPV4_ON_IPV6])
+		return;
+	skel = programs__open_and_load();
+	ASSERT_NE(NULL, skel);
+	ASSERT_EQ(0, name_socket(&skel->maps.to_select, self->member[2]));
+	ASSERT_EQ(0, set_int(self->member[0], SOL_SOCKET,
+			     SO_ATTACH_REUSEPORT_EBPF,
+			     skel->progs.select_one.prog_fd));
+	client = dial(variant->path->dst, SOCK_DGRAM, self->port);
+	ASSERT_LE(0, client);
+	len = make_addr(&addr, variant->path->dst, local_port(client));
+	ASSERT_EQ(0, set_mode(self->member[2], OFF));
+	ASSERT_EQ(0, send_one(variant->path->dst, self->port));
+	EXPECT_EQ(-ENOENT, skel->bss->answer);
+	ASSERT_EQ(0, connect(self->member[2], &addr.sa, len));
+	/* Some kernels have taken it out of the map by now. */
+	name_socket(&skel->maps.to_select, self->member[2]);
+	ASSERT_EQ(0, send_one(variant->path->dst, self->port));
+	EXPECT_EQ(0, skel->bss->answer);
+}
+
 /* ---- a lookup does not wait for changes --------------------------------- */
 
 #define NR_DATAGRAMS	1000
