@@ -324,6 +324,39 @@ TEST_F(udp, reuseport_cleared_before_bind)
 	EXPECT_EQ(1, receive(fd, 1));
 }
 
+/* Nor is there for one that was in a group until it was disconnected. */
+TEST_F(udp, reuseport_cleared_when_disconnected)
+{
+	struct sockaddr unspec = { .sa_family = AF_UNSPEC };
+	static const int modes[] = { STANDBY, OFF, ON };
+	const struct path *p = variant->path;
+	unsigned int i;
+	int b, fd;
+
+	for (i = 0; i < ARRAY_SIZE(modes); i++) {
+		fd = new_member(p->bind, SOCK_DGRAM);
+		ASSERT_LE(0, fd);
+		ASSERT_EQ(0, set_mode(fd, modes[i]));
+		ASSERT_EQ(0, join(fd, p->bind, 0));
+		b = open_member_mode(p->bind, SOCK_DGRAM, local_port(fd),
+				     STANDBY);
+		ASSERT_LE(0, b);
+		ASSERT_EQ(0, connect(fd, &unspec, sizeof(unspec)));
+		ASSERT_EQ(0, set_int(fd, SOL_SOCKET, SO_REUSEPORT, 0));
+		ASSERT_EQ(0, join(fd, p->bind, 0));
+
+		if (modes[i] == OFF) {
+			EXPECT_TRUE(is_refused(p->dst, local_port(fd)));
+			ASSERT_EQ(0, set_int(fd, SOL_SOCKET, SO_REUSEPORT, 1));
+			ASSERT_EQ(0, set_mode(fd, ON));
+		}
+		ASSERT_EQ(0, send_one(p->dst, local_port(fd)));
+		EXPECT_EQ(1, receive(fd, 1));
+		close(fd);
+		close(b);
+	}
+}
+
 TEST_F(udp, reuseport_set_after_bind)
 {
 	const struct path *p = variant->path;
