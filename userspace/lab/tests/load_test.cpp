@@ -186,7 +186,8 @@ class RunTest : public ::testing::Test {
   void start(std::vector<std::string> arguments, const std::string& path = {}) {
     output_ = Fd{memfd_create("output", MFD_CLOEXEC)};
     ChildSpec spec;
-    spec.program = LAB_PROGRAM;
+    // of build/bin/tests/load_test
+    spec.program = std::filesystem::read_symlink("/proc/self/exe").parent_path() / "../restart-lab";
     spec.arguments = std::move(arguments);
     spec.output = output_.get();
     if (!path.empty()) {
