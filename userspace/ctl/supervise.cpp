@@ -276,7 +276,8 @@ class Supervisor final : public Waiter {
     if (next.running() && current_->running() && !stopping_) {
       DrainOptions o;
       o.method = options_.method;
-      o.selection.reuseport_only = options_.reuseport_only;
+      // It ends in any case: a listener without SO_REUSEPORT is no reason to drain none.
+      o.selection.reuseport_only = true;
       o.timeout = std::min<std::chrono::milliseconds>(options_.drain_timeout, way_back);
       // signalled by the drain: what provides the option by BPF must stay until the listeners close
       o.signal = options_.signal;
