@@ -13,13 +13,6 @@ namespace reuseport::option {
 
 namespace {
 
-/// The clock of flow::last.
-Result<std::uint64_t> flow_clock(const Object& object) {
-  table::call call{};
-  const auto ran = object.run("call_flow_clock", call);
-  return ran ? Result<std::uint64_t>(call.cookie) : tl::unexpected(ran.error());
-}
-
 std::chrono::milliseconds in_ms(std::uint64_t ns) {
   return std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::nanoseconds(ns));
 }
@@ -52,6 +45,12 @@ Status add_flows(int map, std::uint64_t now, std::uint64_t idle, std::uint64_t e
 }
 
 }  // namespace
+
+Result<std::uint64_t> flow_clock(const Object& object) {
+  table::call call{};
+  const auto ran = object.run("call_flow_clock", call);
+  return ran ? Result<std::uint64_t>(call.cookie) : tl::unexpected(ran.error());
+}
 
 Status Object::begin_flows(const FlowOptions& options) const {
   const auto now = flow_clock(*this);
@@ -116,18 +115,13 @@ Result<Flows> flows_of(const Object& object) {
   return out;
 }
 
-Result<std::chrono::milliseconds> known_for(const Object& object, std::uint64_t cookie) {
-  const auto t = read_flow_table(object.map("flow_table"));
-  const auto now = flow_clock(object);
-  if (!t || !now) {
-    return tl::unexpected(t ? now.error() : t.error());
-  }
+Result<std::chrono::milliseconds> known_for(const Object& object, std::uint64_t cookie,
+                                            std::uint64_t now, const Flows& all) {
   table::member member{};
   if (bpf_map_lookup_elem(object.map("members"), &cookie, &member) != 0) {
     return bpf_fail("bpf(BPF_MAP_LOOKUP_ELEM, members)", errno);
   }
-  const std::uint64_t since = std::max<std::uint64_t>(t->since, member.taken_in);
-  return in_ms(*now > since ? *now - since : 0);
+  return std::min(all.recorded_for, in_ms(now > member.taken_in ? now - member.taken_in : 0));
 }
 
 }  // namespace reuseport::option

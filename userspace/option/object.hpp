@@ -122,9 +122,13 @@ class Object {
 
 [[nodiscard]] Result<table::flow_table> read_flow_table(int map);
 
-/// Since when flows of a member are confirmed.
+/// The clock of flow::last and member::taken_in, in ns.
+[[nodiscard]] Result<std::uint64_t> flow_clock(const Object& object);
+
+/// For how long flows of a member are confirmed, at @p now of flow_clock(); @p all are flows_of().
 [[nodiscard]] Result<std::chrono::milliseconds> known_for(const Object& object,
-                                                          std::uint64_t cookie);
+                                                          std::uint64_t cookie, std::uint64_t now,
+                                                          const Flows& all);
 
 /// Live flows of all members.
 [[nodiscard]] Result<Flows> flows_of(const Object& object);

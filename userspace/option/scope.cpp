@@ -926,7 +926,9 @@ Result<std::optional<Flows>> flows_here() {
   if (!object) {
     return tl::unexpected(object.error());
   }
-  auto all = flows_of(*object);
+  // before the look: no socket is said to be known for longer than it was then
+  const auto now = flow_clock(*object);
+  auto all = now ? flows_of(*object) : tl::unexpected(now.error());
   if (!all) {
     return tl::unexpected(all.error());
   }
@@ -941,7 +943,7 @@ Result<std::optional<Flows>> flows_here() {
   for (const table::datagram& each : *sockets) {
     if (here && each.known != 0 && each.in_scope != 0 && each.attached != 0) {
       const auto found = all->of.find(each.cookie);
-      const auto known = known_for(*object, each.cookie);
+      const auto known = known_for(*object, each.cookie, *now, *all);
       if (!known) {
         continue;  // it has just closed
       }
