@@ -12,14 +12,12 @@
 #include <sstream>
 #include <utility>
 
-#include "child.hpp"
 #include "datagrams.hpp"
-#include "notify.hpp"
+#include "looking_after.hpp"
 #include "option/option.hpp"
 #include "provider.hpp"
 #include "select.hpp"
 #include "served.hpp"
-#include "wait.hpp"
 
 namespace reuseport::ctl {
 
@@ -49,10 +47,10 @@ DrainOptions drain_options(const RestartOptions& options) {
   return o;
 }
 
-class Supervisor final : public Waiter {
+class Supervisor final : public LookingAfter {
  public:
   Supervisor(const RestartOptions& options, const Output& out, Signals signals)
-      : options_(options), out_(out), signals_(std::move(signals)) {}
+      : LookingAfter(out, std::move(signals)), options_(options) {}
 
   Outcome<int> run() {
     auto first = children_.start(options_.command);
@@ -92,40 +90,18 @@ class Supervisor final : public Waiter {
     return code;
   }
 
-  // Waiter: signals are taken here wherever we wait, and whoever ended is reaped
-  bool wait(std::chrono::milliseconds time) override {
-    const auto until = after(time);
-    do {
-      notify_.alive();
-      const auto got = signals_.wait(std::min(remaining(until), notify_.beat()));
-      children_.reap();
-      if (got) {
-        take(*got);
-        break;
-      }
-    } while (Clock::now() < until);
-    notify_.alive();
-    return !stopping_;
-  }
   [[nodiscard]] Failure why() const override {
     return {Exit::error, "asked to stop during a restart; the old server has its listeners back"};
   }
 
  private:
-  static constexpr std::chrono::milliseconds idle = 1h;
-
   struct Leaving {
     Child child;
     Clock::time_point kill_at;
     bool served = false;
   };
 
-  static std::chrono::milliseconds remaining(Clock::time_point until) {
-    const auto left = std::chrono::ceil<std::chrono::milliseconds>(until - Clock::now());
-    return std::clamp<std::chrono::milliseconds>(left, 0ms, idle);
-  }
-
-  void take(const Signals::Signal& signal) {
+  void take(const Signals::Signal& signal) override {
     switch (signal.number) {
       case SIGHUP:
         if (signal.from_kernel) {
@@ -136,13 +112,6 @@ class Supervisor final : public Waiter {
         break;
       case SIGCHLD: break;  // reaped already
       default: stopping_ = true;
-    }
-  }
-
-  void event(const char* what, json facts) const {
-    if (out_.json) {
-      facts["event"] = what;
-      out_.document(facts);
     }
   }
 
@@ -337,15 +306,10 @@ class Supervisor final : public Waiter {
   }
 
   const RestartOptions& options_;
-  const Output& out_;
-  Signals signals_;
-  Notify notify_;
-  Children children_;
   std::optional<Child> current_;
   std::vector<Leaving> leaving_;
   Clock::time_point next_restart_ = Clock::time_point::min();
   bool reload_ = false;
-  bool stopping_ = false;
 };
 
 /// What execvp(3) would run.

@@ -32,13 +32,10 @@
 #include <utility>
 #include <vector>
 
-#include "child.hpp"
 #include "drain.hpp"
 #include "host/endpoint.hpp"
-#include "notify.hpp"
-#include "output.hpp"
+#include "looking_after.hpp"
 #include "served.hpp"
-#include "wait.hpp"
 
 namespace reuseport::ctl {
 namespace {
@@ -52,7 +49,6 @@ constexpr auto storm_pause = 1000ms;  // SIGHUPs that come within it are one
 constexpr auto way_back = 5000ms;     // for a newcomer that failed to give back what it has
 constexpr auto version_limit = 10s;   // for --hot-restart-version
 constexpr auto admin_limit = 2000ms;  // for one request to the admin interface
-constexpr auto idle = 3'600'000ms;
 
 struct Options {
   std::vector<std::string> command;
@@ -193,10 +189,10 @@ Admin admin_of(const Envoy& envoy) {
   return own ? admin_of(envoy, own->view) : Admin{};
 }
 
-class Restarter final : public Waiter {
+class Restarter final : public LookingAfter {
  public:
   Restarter(const Options& options, const Output& out, Signals signals)
-      : options_(options), out_(out), signals_(std::move(signals)) {}
+      : LookingAfter(out, std::move(signals)), options_(options) {}
 
   Outcome<int> run() {
     auto first = start(nullptr);
@@ -234,20 +230,6 @@ class Restarter final : public Waiter {
     return code;
   }
 
-  bool wait(std::chrono::milliseconds time) override {
-    const auto until = after(time);
-    do {
-      notify_.alive();
-      const auto got = signals_.wait(std::min(remaining(until), notify_.beat()));
-      children_.reap();
-      if (got) {
-        take(*got);
-        break;
-      }
-    } while (Clock::now() < until);
-    notify_.alive();
-    return !stopping_;
-  }
   [[nodiscard]] Failure why() const override {
     return {Exit::error, "asked to stop during a restart; the old Envoy has its listeners back"};
   }
@@ -261,12 +243,7 @@ class Restarter final : public Waiter {
     bool parent = false;  ///< of a hot restart: its child ends it
   };
 
-  static std::chrono::milliseconds remaining(Clock::time_point until) {
-    const auto left = std::chrono::ceil<std::chrono::milliseconds>(until - Clock::now());
-    return std::clamp<std::chrono::milliseconds>(left, 0ms, idle);
-  }
-
-  void take(const Signals::Signal& signal) {
+  void take(const Signals::Signal& signal) override {
     switch (signal.number) {
       case SIGHUP:
         reload_ = reload_ || !signal.from_kernel;
@@ -279,13 +256,6 @@ class Restarter final : public Waiter {
         break;
       case SIGCHLD: std::erase_if(all_, [](const Child& c) { return !c.running(); }); break;
       default: stopping_ = true;
-    }
-  }
-
-  void event(const char* what, json facts) const {
-    if (out_.json) {
-      facts["event"] = what;
-      out_.document(facts);
     }
   }
 
@@ -619,10 +589,6 @@ class Restarter final : public Waiter {
   }
 
   const Options& options_;
-  const Output& out_;
-  Signals signals_;
-  Notify notify_;
-  Children children_;
   std::vector<Child> all_;
   std::optional<Envoy> current_;
   std::vector<Leaving> leaving_;
@@ -631,7 +597,6 @@ class Restarter final : public Waiter {
   bool reload_ = false;
   bool waits_for_parent_ = false;
   bool no_hot_restart_ = false;  ///< one has failed: the base id is of no use any more
-  bool stopping_ = false;
 };
 
 // --- the command line ---
