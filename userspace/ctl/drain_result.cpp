@@ -70,12 +70,14 @@ std::string DrainResult::text() const {
                    d.closed ? ": closed by its server" : "");
   }
   if (drained) {
+    const bool all_counted = !flows || (all_flows_known() && !flows_without_room);
     fmt::format_to(std::back_inserter(out), "drained by {} in {} ms: closing loses {}\n",
                    to_string(method), took.count(),
-                   flows.value_or(0) == 0
-                       ? "nothing"
-                       : fmt::format("the {} UDP flow{} that live{}", *flows,
-                                     *flows == 1 ? "" : "s", *flows == 1 ? "s" : ""));
+                   flows.value_or(0) != 0
+                       ? fmt::format("the {} UDP flow{} that live{}", *flows,
+                                     *flows == 1 ? "" : "s", *flows == 1 ? "s" : "")
+                   : all_counted ? "nothing"
+                                 : "nothing that is counted");
     if (flows && !all_flows_known()) {
       fmt::format_to(std::back_inserter(out),
                      "not counted: UDP flows that were silent since {:.1f} s ago\n",
