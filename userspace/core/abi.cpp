@@ -22,7 +22,7 @@ using reuseport::core::now;
 constexpr std::size_t largest = 4096;  // as openat2(2)
 constexpr std::size_t word = sizeof(void*);
 
-// What a caller's size must be: from the first version on, in whole words, no more than a page.
+// A caller's size: at least that of the first version, whole words, at most a page.
 int check_size(std::size_t size, std::size_t first_version) {
   if (size < first_version || size % word != 0) {
     return -EINVAL;
@@ -30,7 +30,7 @@ int check_size(std::size_t size, std::size_t first_version) {
   return size > largest ? -E2BIG : 0;
 }
 
-// Takes a struct of any version: what is missing is 0, what is unknown must be.
+// Copies a struct of any version: missing members are 0, unknown bytes must be 0.
 template <typename T>
 int take(const T* given, std::size_t first_version, T& mine) {
   std::size_t size = 0;
@@ -48,7 +48,7 @@ int take(const T* given, std::size_t first_version, T& mine) {
   return 0;
 }
 
-// Fills a struct of any version, by @p fill, with as much as fits; what is unknown becomes 0.
+// Fills a struct of any version with as much of @p fill's result as fits; zeroes unknown bytes.
 template <typename T, typename Fill>
 int give(T* wanted, std::size_t first_version, Fill fill) {
   std::size_t size = 0;
@@ -86,7 +86,7 @@ int check(reuseport_drain_options& options) {
   return 0;
 }
 
-// errno is the caller's.
+// Runs @p call without changing errno.
 template <typename Call>
 int quietly(const void* drain, Call call) {
   if (drain == nullptr) {

@@ -22,7 +22,7 @@ class Array {
   Array& operator=(Array&&) = delete;
   ~Array() { std::free(items_); }
 
-  /// False, with nothing changed, where memory is short.
+  /// Returns false, with nothing changed, if out of memory.
   [[nodiscard]] bool reserve(std::size_t room) noexcept {
     if (room <= room_) {
       return true;
@@ -36,7 +36,7 @@ class Array {
     room_ = wanted;
     return true;
   }
-  /// Needs room: see reserve().
+  /// The caller has called reserve().
   void push(const T& item) noexcept { items_[size_++] = item; }
   void clear() noexcept { size_ = 0; }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Choosing a method, switching the listeners by it, and taking that back.
+// Choosing a method, switching the listeners, and undoing that.
 #include <algorithm>
 #include <cerrno>
 #include <limits>
@@ -10,8 +10,7 @@
 namespace reuseport::core {
 namespace {
 
-// The option is not to be had for this listener. EBUSY: BPF would get in the way of another
-// program.
+// The option is not available for this listener. EBUSY: BPF would bypass another program.
 bool is_unusable(int errnum) {
   switch (errnum) {
     case EACCES:
@@ -62,7 +61,7 @@ int Drain::add(int fd) noexcept {
   }
   for (const Entry& entry : entries_) {
     if (entry.fd == fd) {
-      return fail({EEXIST, "add", "this descriptor was added before", fd});
+      return fail({EEXIST, "add", "this descriptor was already added", fd});
     }
   }
   Entry entry;
@@ -70,7 +69,7 @@ int Drain::add(int fd) noexcept {
   if (const Fault fault = examine(fd, entry.listener); fault) {
     return fail(fault);
   }
-  // Room for all that the drain will ever need: nothing is allocated later.
+  // Reserve all the memory that the drain will need: it allocates nothing later.
   const std::size_t count = entries_.size() + 1;
   if (!entries_.reserve(count) || !inodes_.reserve(count) || !on_.reserve(count) ||
       !fds_.reserve(count)) {
@@ -101,7 +100,7 @@ Fault Drain::set_mode(Entry& entry, std::uint32_t mode) const noexcept {
   return {};
 }
 
-// Asked anew: BPF may have come or gone since the process asked first.
+// Not cached: BPF may have come or gone since the first probe.
 Fault Drain::probe() noexcept {
   if (options_.get_info != nullptr) {
     return {};
@@ -139,7 +138,7 @@ Fault Drain::look_before() noexcept {
   return {};
 }
 
-// Its group keeps an ON member when all of ours have left. One that is OFF already serves nobody.
+// Whether its group keeps an ON member after all of ours have left. An OFF listener serves nobody.
 bool Drain::stays_served(const Entry& entry) const noexcept {
   const auto [first, last] = std::equal_range(on_.begin(), on_.end(), entry.group());
   return entry.info.mode == REUSEPORT_LISTEN_OFF ||
@@ -151,7 +150,7 @@ Fault Drain::refuse_last() const noexcept {
     if (options_.last_on == REUSEPORT_LAST_REFUSE && !stays_served(entry)) {
       return {EADDRNOTAVAIL, "start",
               "no ON listener would remain at this address, device and family: start the newcomer "
-              "first, or say that the address shall go",
+              "first, or allow the address to be given up",
               entry.fd};
     }
   }
@@ -173,12 +172,12 @@ Fault Drain::refuse_shared() noexcept {
     }
   }
   if (shared < 0) {
-    return {-shared, "is_shared", "mount /proc, or give is_shared", fd};
+    return {-shared, "is_shared", "mount /proc, or set is_shared", fd};
   }
   if (shared > 0) {
     return {EBUSY, "start",
-            "another process holds, or may hold, this listener too and would lose new connections "
-            "with it; to leave it to the other, just close() it",
+            "another process holds, or may hold, this listener too and would stop getting "
+            "connections; to leave the listener to it, just close() your copy",
             fd};
   }
   unshared_ = true;
@@ -198,7 +197,7 @@ Fault Drain::switch_over() noexcept {
   return {};
 }
 
-// Gives every listener that is still open its mode back; the first fault, but all are tried.
+// Restores the mode of every open listener. Tries all of them and returns the first fault.
 Fault Drain::restore() noexcept {
   Fault first;
   for (Entry& entry : entries_) {
@@ -211,7 +210,7 @@ Fault Drain::restore() noexcept {
   return first;
 }
 
-// Picks the method and applies it; on a fault nothing has changed.
+// Chooses the method and applies it; on a fault nothing has changed.
 Fault Drain::begin() noexcept {
   if (options_.policy == REUSEPORT_CLOSE_ONLY) {
     method_ = REUSEPORT_METHOD_CLOSE;
@@ -230,7 +229,7 @@ Fault Drain::begin() noexcept {
     method_ = REUSEPORT_METHOD_OPTION;
   } else if (of_the_option && is_unusable(fault.errnum) && options_.policy == REUSEPORT_PREFER) {
     method_ = migrates_ ? REUSEPORT_METHOD_MIGRATE : REUSEPORT_METHOD_SWEEP;
-    fault_ = fault;  // why no better method was used
+    fault_ = fault;  // the report says why no better method was used
     return {};
   }
   return fault;
@@ -238,7 +237,7 @@ Fault Drain::begin() noexcept {
 
 int Drain::start(Time now) noexcept {
   if (phase_ != Phase::idle) {
-    return fail({EBUSY, "start", "a drain starts once; make another one"});
+    return fail({EBUSY, "start", "this drain has already started; create a new one"});
   }
   if (entries_.size() == 0) {
     return fail({EINVAL, "start", "add a listener first"});
@@ -295,7 +294,8 @@ int Drain::undo(Time now) noexcept {
     return fail(fault);
   }
   return all ? 0
-             : fail({ECANCELED, "undo", "some listeners were closed before; the others are back"});
+             : fail({ECANCELED, "undo",
+                     "some listeners were already closed; the others are restored"});
 }
 
 }  // namespace reuseport::core

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The drain as a step machine. begin.cpp: add, start, undo; step.cpp: what happens in between.
+// The drain as a state machine. begin.cpp: add, start, undo; step.cpp: everything in between.
 #ifndef REUSEPORT_CORE_DRAIN_HPP
 #define REUSEPORT_CORE_DRAIN_HPP
 
@@ -14,14 +14,14 @@
 
 namespace reuseport::core {
 
-/// CLOCK_MONOTONIC in ns. Every entry point is handed the time, so that tests need not wait.
+/// CLOCK_MONOTONIC in ns. Every entry point takes the time, so that tests need not wait.
 using Time = std::int64_t;
 [[nodiscard]] Time now() noexcept;
 
-/// The id does not tell: a kernel's first group has the id 0.
+/// Not derived from group_id: the first group has the id 0.
 [[nodiscard]] bool in_group(const reuseport_listen_info& info) noexcept;
 
-/// An errno that passes by itself is no reason to drain in a worse way.
+/// A temporary error: no reason to fall back to a worse method.
 [[nodiscard]] bool is_passing(int errnum) noexcept;
 
 class Drain {
@@ -43,13 +43,13 @@ class Drain {
  private:
   enum class Phase : std::uint8_t {
     idle,
-    switching,  ///< started, but something passing keeps the listeners from being switched
+    switching,  ///< started, but a temporary error keeps it from switching the listeners
     draining,
-    undoing,  ///< to be ended, but something passing keeps the modes from being given back
+    undoing,  ///< ending, but a temporary error keeps it from restoring the modes
     done,
   };
 
-  /// group_id is the number of a group within its network namespace.
+  /// group_id is unique within a network namespace only.
   struct Group {
     std::uint64_t netns = 0;
     std::uint32_t id = 0;
@@ -62,12 +62,12 @@ class Drain {
   struct Entry {
     int fd = -1;
     Listener listener{};
-    bool open = true;          ///< ours to look at and to close
+    bool open = true;          ///< ours to check and to close
     bool switched = false;     ///< its mode is no longer `before`
-    bool readable = false;     ///< at the last look, as all below
+    bool readable = false;     ///< at the last check, as the members below
     bool drained = false;      ///< close() loses nothing
-    bool unconfirmed = false;  ///< closed on the strength of others, who were not seen since
-    int error = 0;             ///< negative errno where that look failed
+    bool unconfirmed = false;  ///< closed relying on other members, not checked since
+    int error = 0;             ///< negative errno if that check failed
     std::uint32_t before = REUSEPORT_LISTEN_ON;
     std::uint32_t outcome = REUSEPORT_NOT_STARTED;
     reuseport_listen_info info{.mode = REUSEPORT_LISTEN_ON,
@@ -130,7 +130,7 @@ class Drain {
   std::uint32_t method_ = REUSEPORT_METHOD_NONE;
   std::uint32_t support_ = REUSEPORT_PROBE_ERROR;
   bool migrates_ = false;  ///< tcp_migrate_req, as found by start
-  bool unshared_ = false;  ///< looked for other holders, found none
+  bool unshared_ = false;  ///< searched for other holders, found none
   bool timed_out_ = false;
   Time started_ = 0;
   Time deadline_ = 0;
@@ -141,7 +141,7 @@ class Drain {
   Array<Entry> entries_;
   Array<std::uint64_t> inodes_;  ///< of all entries, sorted
   Array<Group> on_;              ///< of each entry that was ON, sorted
-  Array<int> fds_;               ///< handed out by step
+  Array<int> fds_;               ///< returned by step
 };
 
 }  // namespace reuseport::core

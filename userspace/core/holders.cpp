@@ -21,7 +21,7 @@ namespace {
 
 class Directory {
  public:
-  // Takes @p fd over.
+  // Takes ownership of @p fd.
   explicit Directory(int fd) noexcept : dir_(fd < 0 ? nullptr : ::fdopendir(fd)) {
     if (fd >= 0 && dir_ == nullptr) {
       ::close(fd);
@@ -38,7 +38,7 @@ class Directory {
   }
   [[nodiscard]] bool open() const noexcept { return dir_ != nullptr; }
   [[nodiscard]] int fd() const noexcept { return ::dirfd(dir_); }
-  /// The next name, or null: at the end, with errno 0, or for what errno says.
+  /// The next name; null at the end (errno 0) or on an error (errno set).
   [[nodiscard]] const char* next() noexcept {
     errno = 0;
     const dirent* entry = ::readdir(dir_);  // NOLINT(concurrency-mt-unsafe): a stream of our own
@@ -53,7 +53,7 @@ int open_directory(int at, const char* name) noexcept {
   return ::openat(at, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 }
 
-// Parent and session of a process, from /proc/PID/stat; anybody may read that.
+// Parent and session of a process, from /proc/PID/stat, which any user may read.
 struct Kin {
   pid_t parent = 0;
   pid_t session = 0;
@@ -69,7 +69,7 @@ Kin kin_of(int process) noexcept {
   const ssize_t got = ::read(file, text.data(), text.size());
   ::close(file);
   const std::string_view stat(text.data(), got > 0 ? static_cast<std::size_t>(got) : 0);
-  // Behind the command's name, which may hold anything: state, parent, process group, session.
+  // After the command name, which may contain anything: state, parent, process group, session.
   std::size_t at = stat.rfind(") ");
   if (at == std::string_view::npos || at + 4 > stat.size()) {
     return kin;
@@ -112,7 +112,7 @@ class Search {
   }
 
  private:
-  // Ended; not to be looked into; or a failure.
+  // The process has ended, may not be inspected, or an error occurred.
   [[nodiscard]] int no_look(int errnum, int process, const char* name) const noexcept {
     if (errnum == EACCES || errnum == EPERM) {
       return is_kin(process, name);
@@ -134,7 +134,7 @@ class Search {
     return errno == 0 ? 0 : no_look(errno, process, name);
   }
 
-  // An ancestor, or of our session: a master and its workers.
+  // An ancestor, or in our session: a master and its workers.
   [[nodiscard]] int is_kin(int process, const char* name) const noexcept {
     const auto pid = static_cast<pid_t>(std::strtol(name, nullptr, 10));
     if (session_ > 0 && kin_of(process).session == session_) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The option itself: is it there, read it, set it; and the names of things.
+// The option: probe, get, set; and names for enum values.
 #include <sys/socket.h>
 
 #include <cerrno>
@@ -19,7 +19,7 @@ static_assert(static_cast<int>(Support::not_in_kernel) == REUSEPORT_NOT_IN_KERNE
 static_assert(static_cast<int>(Support::number_taken) == REUSEPORT_NUMBER_TAKEN);
 static_assert(static_cast<int>(Support::blocked) == REUSEPORT_BLOCKED);
 
-// errno is the caller's.
+// Restores errno at the end of the scope.
 class KeepErrno {
  public:
   KeepErrno() noexcept : saved_(errno) {}
@@ -40,7 +40,7 @@ int answer(const reuseport::ProbeResult& found, const char** why) {
   return static_cast<int>(found.support);
 }
 
-// A stranger's option must be neither read nor set: no telling what it would do.
+// Never get or set another option that has this number: its effect is unknown.
 bool number_taken() {
   return reuseport::probe().support == Support::number_taken;
 }
@@ -106,16 +106,16 @@ const char* reuseport_hint(int error) {
       return "this kernel lacks the option; \"reuseportctl enable\" provides it by BPF, or boot a "
              "kernel built with the patches";
     case EOPNOTSUPP:
-      return "only TCP, MPTCP and UDP sockets over IPv4 or IPv6 have it; by BPF, MPTCP has not";
+      return "only TCP, UDP and, on a patched kernel, MPTCP sockets over IPv4 or IPv6 have it";
     case EINVAL: return "set SO_REUSEPORT first; a connected socket has no mode";
-    case EPROTO: return "the option number belongs to something else on this kernel; do not use it";
+    case EPROTO: return "the option number means something else on this kernel; do not use it";
     case EPERM:
     case EACCES:
     case ENOSYS: return "a seccomp filter, LSM or cgroup program blocks the option";
-    case EBUSY: return "the group has a BPF program of its own, which would be bypassed";
+    case EBUSY: return "the group has its own BPF program, which would be bypassed";
     case EAGAIN: return "BPF is not ready for this socket yet; try again";
     case EBADF:
-    case ENOTSOCK: return "give an open socket";
+    case ENOTSOCK: return "pass an open socket";
     default: return "";
   }
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Who serves an address besides us: sock_diag(7), without libmnl.
+// Who else serves an address: sock_diag(7), without libmnl.
 #include <linux/inet_diag.h>
 #include <linux/netlink.h>
 #include <linux/rtnetlink.h>
@@ -31,7 +31,7 @@ struct Chosen {
   std::optional<std::uint32_t> mode;
 };
 
-Request exact_question(const Place& place) noexcept {
+Request exact_query(const Place& place) noexcept {
   Request request{};
   request.header.nlmsg_len = sizeof(request);
   request.header.nlmsg_type = SOCK_DIAG_BY_FAMILY;
@@ -43,14 +43,14 @@ Request exact_question(const Place& place) noexcept {
   inet_diag_sockid& id = request.body.id;
   id.idiag_if = place.device;
   id.idiag_cookie[0] = id.idiag_cookie[1] = INET_DIAG_NOCOOKIE;
-  // udp_diag takes the other end for the local one (udp_dump_one() in net/ipv4/udp_diag.c).
+  // udp_diag swaps local and remote address (udp_dump_one() in net/ipv4/udp_diag.c).
   const bool udp = place.protocol == IPPROTO_UDP;
   (udp ? id.idiag_dport : id.idiag_sport) = place.port;
   std::memcpy(udp ? id.idiag_dst : id.idiag_src, place.address.data(), sizeof(place.address));
   return request;
 }
 
-// A message of type SOCK_DIAG_BY_FAMILY, its attributes read; false where it is cut short.
+// Parses a SOCK_DIAG_BY_FAMILY message and its attributes; false if it is truncated.
 bool read_reply(std::span<const std::byte> bytes, Chosen& chosen) noexcept {
   constexpr std::size_t body = NLMSG_HDRLEN;
   std::size_t at = body + NLMSG_ALIGN(sizeof(inet_diag_msg));
@@ -78,7 +78,7 @@ bool read_reply(std::span<const std::byte> bytes, Chosen& chosen) noexcept {
 }
 
 bool ask(int netlink, const Place& place, Chosen& chosen) noexcept {
-  const Request request = exact_question(place);
+  const Request request = exact_query(place);
   sockaddr_nl kernel{};
   kernel.nl_family = AF_NETLINK;
   const auto* to = static_cast<const sockaddr*>(static_cast<const void*>(&kernel));
@@ -86,7 +86,7 @@ bool ask(int netlink, const Place& place, Chosen& chosen) noexcept {
       static_cast<ssize_t>(sizeof(request))) {
     return false;
   }
-  // The kernel answers before sendto() returns; others may send here, too.
+  // The kernel answers before sendto() returns; skip messages from other senders.
   for (int datagrams = 0; datagrams < 16; ++datagrams) {
     alignas(nlmsghdr) std::array<std::byte, 8192> buffer{};
     sockaddr_nl sender{};
@@ -118,7 +118,7 @@ bool others_are_on(const Place& place, std::span<const std::uint64_t> leaving) n
   Chosen chosen;
   const bool answered = ask(netlink, place, chosen);
   ::close(netlink);
-  // The lookup goes on to wildcard addresses; those are other groups.
+  // The lookup goes on to wildcard addresses, which are other groups.
   const inet_diag_sockid& id = chosen.socket.id;
   const bool same_group =
       answered && chosen.socket.idiag_family == place.family && id.idiag_sport == place.port &&

@@ -17,11 +17,11 @@
 namespace reuseport::core {
 namespace {
 
-// SO_NETNS_COOKIE, Linux 5.14; parisc and sparc differ: then 0 is said
+// SO_NETNS_COOKIE, Linux 5.14; parisc and sparc differ: read as 0 there
 constexpr int netns_cookie = 71;
-constexpr int bind_to_ifindex = 62;  // SO_BINDTOIFINDEX, Linux 5.1; parisc differs: then 0 is said
+constexpr int bind_to_ifindex = 62;  // SO_BINDTOIFINDEX, Linux 5.1; parisc differs: read as 0 there
 
-// The value of an int option, or @p otherwise where there is no such option.
+// The value of an int option, or @p otherwise if there is no such option.
 int get_int(int fd, int level, int name, int otherwise) noexcept {
   int value = 0;
   socklen_t len = sizeof(value);
@@ -35,7 +35,7 @@ std::uint64_t read_netns(int fd) noexcept {
   return told && len == sizeof(cookie) ? cookie : 0;
 }
 
-// The local address; false where it has none, or a peer.
+// Reads the local address; false if the socket has none, or has a peer.
 bool read_place(int fd, Place& place) noexcept {
   sockaddr_storage name{};
   socklen_t len = sizeof(name);
@@ -75,7 +75,7 @@ Fault examine(int fd, Listener& found) noexcept {
   int domain = 0;
   socklen_t len = sizeof(domain);
   if (::getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &len) != 0) {
-    return {errno, "getsockopt(SO_DOMAIN)", "give an open socket", fd};
+    return {errno, "getsockopt(SO_DOMAIN)", "pass an open socket", fd};
   }
   const int type = get_int(fd, SOL_SOCKET, SO_TYPE, 0);
   const int protocol = get_int(fd, SOL_SOCKET, SO_PROTOCOL, 0);
@@ -86,18 +86,18 @@ Fault examine(int fd, Listener& found) noexcept {
     return {EINVAL, "add", "not a TCP, MPTCP or UDP socket over IPv4 or IPv6", fd};
   }
   if (stream && get_int(fd, SOL_SOCKET, SO_ACCEPTCONN, 0) != 1) {
-    return {EINVAL, "add", "this socket does not listen", fd};
+    return {EINVAL, "add", "this socket is not listening", fd};
   }
   found.identity = identify(fd);
   found.netns = read_netns(fd);
   found.place = {};
   found.place.protocol = datagram ? IPPROTO_UDP : IPPROTO_TCP;
   if (!read_place(fd, found.place)) {
-    return {EINVAL, "add", "this socket is not bound, or connected", fd};
+    return {EINVAL, "add", "this socket is not bound, or it is connected", fd};
   }
   if (get_int(fd, SOL_SOCKET, SO_REUSEPORT, 0) != 1) {
-    return {EINVAL, "add", "this listener lacks SO_REUSEPORT: nobody can take over its address",
-            fd};
+    return {EINVAL, "add",
+            "this listener lacks SO_REUSEPORT: no other socket can take over its address", fd};
   }
   return {};
 }

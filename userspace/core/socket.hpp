@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What can be seen of a socket, and of the address it is bound to.
+// A socket's properties, and who else serves its address.
 #ifndef REUSEPORT_CORE_SOCKET_HPP
 #define REUSEPORT_CORE_SOCKET_HPP
 
@@ -11,17 +11,17 @@
 
 namespace reuseport::core {
 
-/// Which call failed, its errno (positive; 0: none did) and what to do next. Static strings.
+/// Which call failed, its errno (positive; 0: none) and how to fix it. Static strings.
 struct Fault {
   int errnum = 0;
   const char* call = "";
   const char* hint = "";
-  int fd = -1;  ///< of the listener concerned; -1: all
+  int fd = -1;  ///< the listener concerned; -1: all
 
   explicit operator bool() const noexcept { return errnum != 0; }
 };
 
-/// Which socket a descriptor is, so that another one under the same number is known for a stranger.
+/// Identifies the socket behind a descriptor, to notice when the number is reused for another one.
 struct Identity {
   std::uint64_t device = 0;
   std::uint64_t inode = 0;
@@ -31,12 +31,12 @@ struct Identity {
   }
 };
 
-/// What makes two listeners members of one group, as far as sock_diag(7) tells.
+/// What two listeners of one group have in common, as far as sock_diag(7) reports it.
 struct Place {
   sa_family_t family = AF_UNSPEC;
   std::uint8_t protocol = 0;  ///< IPPROTO_TCP, also for MPTCP, or IPPROTO_UDP
   bool v6only = false;
-  in_port_t port = 0;  ///< network order, as the address
+  in_port_t port = 0;  ///< network byte order, like address
   std::uint32_t device = 0;
   std::array<std::uint32_t, 4> address{};
 };
@@ -51,28 +51,28 @@ struct Listener {
 /// All zero for a descriptor that is not open.
 [[nodiscard]] Identity identify(int fd) noexcept;
 
-/// A listening TCP or MPTCP or a bound, unconnected UDP socket with SO_REUSEPORT; EBADF, ENOTSOCK,
-/// EINVAL.
+/// Checks that @p fd is a listening TCP or MPTCP socket, or a bound, unconnected UDP socket, with
+/// SO_REUSEPORT. EBADF, ENOTSOCK, EINVAL.
 [[nodiscard]] Fault examine(int fd, Listener& found) noexcept;
 
 /// Connections in the accept queue of a TCP listener, or REUSEPORT_UNKNOWN.
 [[nodiscard]] std::uint32_t accept_queue(int fd) noexcept;
 
-/// poll(2) says that there is something to accept or to read, now.
+/// poll(2) reports something to accept or to read now.
 [[nodiscard]] bool is_readable(int fd) noexcept;
 
 /// net.ipv4.tcp_migrate_req of this network namespace.
 [[nodiscard]] bool migrate_req_is_on() noexcept;
 
-/// Whether a connection or datagram to @p place would come to an ON member of its group that is
-/// none of @p leaving: one question to sock_diag(7), answered by the kernel's own lookup. Where the
-/// kernel does not tell modes (the option by BPF, or none) any other member counts as ON. False,
-/// too, where the question cannot be put.
+/// Whether a connection or datagram to @p place would reach an ON member of its group that is not
+/// in @p leaving: one sock_diag(7) query, answered by the kernel's own lookup. If the kernel does
+/// not report modes (the option by BPF, or no option), any other member counts as ON. Also false if
+/// the query fails.
 [[nodiscard]] bool others_are_on(const Place& place,
                                  std::span<const std::uint64_t> leaving) noexcept;
 
-/// Whether another process holds one of the sockets @p inodes (sorted): 1, 0, or a negative errno.
-/// See reuseport_drain_options::is_shared.
+/// Whether another process holds one of the sockets in @p inodes (sorted): 1, 0, or a negative
+/// errno. See reuseport_drain_options::is_shared.
 [[nodiscard]] int held_elsewhere(std::span<const std::uint64_t> inodes) noexcept;
 
 }  // namespace reuseport::core

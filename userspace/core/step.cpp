@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The machine between start and done.
+// The state machine between start and done.
 #include <poll.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -17,7 +17,7 @@ namespace {
 
 constexpr Time first_pause = REUSEPORT_MS(1);
 
-// What a look at a listener says when it is not there any more.
+// The errors of a check that mean that the listener is gone.
 bool says_gone(int errnum) {
   return errnum == EBADF || errnum == ENOTSOCK || errnum == ESTALE;
 }
@@ -34,7 +34,7 @@ bool same_place(const Place& a, const Place& b) {
          a.port == b.port && a.device == b.device && a.address == b.address;
 }
 
-// A STANDBY listener that serves, for nobody else does.
+// A STANDBY listener that serves because no other member is ON.
 bool stands_alone(const reuseport_listen_info& info) {
   return info.mode == REUSEPORT_LISTEN_STANDBY && info.group_on == 0;
 }
@@ -52,7 +52,7 @@ Time now() noexcept {
   return Time{time.tv_sec} * 1'000'000'000 + time.tv_nsec;
 }
 
-// Marks what has something to take. In parts, for poll(2) takes no more than RLIMIT_NOFILE.
+// Marks listeners with something to accept. In parts: poll(2) takes at most RLIMIT_NOFILE entries.
 void Drain::poll_all() noexcept {
   constexpr std::size_t most = 64;
   for (std::size_t begin = 0; begin < entries_.size(); begin += most) {
@@ -71,7 +71,7 @@ void Drain::poll_all() noexcept {
 void Drain::look_at_queue(Entry& entry) noexcept {
   if (entry.listener.datagram()) {
     entry.info.handshakes = 0;
-    // There are datagrams; how many bytes is not known.
+    // There are datagrams, but the number of bytes is unknown.
     entry.info.queued = entry.readable ? REUSEPORT_UNKNOWN : 0;
   } else {
     entry.info.queued = accept_queue(entry.fd);
@@ -103,14 +103,14 @@ void Drain::look_at(Entry& entry) noexcept {
     return;
   }
   if (in_group(entry.info) && !in_group(info)) {
-    vanish(entry, true);  // connected, say: it has left its group
+    vanish(entry, true);  // it has left its group, e.g. by connect()
     return;
   }
   entry.info = info;
   entry.drained = reuseport_drained(&info) == 1 && !entry.readable;
 }
 
-// Somebody else has closed it or shut it down. It counts by the last look before.
+// Someone else has closed it or shut it down. The previous check decides its outcome.
 void Drain::vanish(Entry& entry, bool still_ours) noexcept {
   end_entry(entry, entry.drained ? REUSEPORT_DRAINED : REUSEPORT_VANISHED);
   if (still_ours) {
@@ -138,7 +138,7 @@ void Drain::close_fd(const Entry& entry) const noexcept {
   }
 }
 
-// Each is looked at once more: the last ON member may have left since.
+// Check each once more: the last ON member may have left since.
 void Drain::close_drained() noexcept {
   for (Entry& entry : entries_) {
     if (entry.open) {
@@ -151,7 +151,7 @@ void Drain::close_drained() noexcept {
   }
 }
 
-// Without a way to keep new connections out, a listener is closed as soon as its queue is empty.
+// New connections cannot be kept out, so close a listener as soon as its queue is empty.
 void Drain::close_swept() noexcept {
   for (Entry& entry : entries_) {
     if (!entry.open) {
@@ -174,8 +174,8 @@ void Drain::close_swept() noexcept {
   }
 }
 
-// Were the others there to the end? What was closed trusting in them is called so only if they are
-// seen once more.
+// Were other members there to the end? A listener that was closed relying on them keeps its outcome
+// only if one is seen now.
 void Drain::look_again() noexcept {
   const Entry* last = nullptr;
   bool seen = false;
@@ -200,7 +200,8 @@ void Drain::look_again() noexcept {
   }
 }
 
-// A group lost its last ON member, and the drain is not to go on without: or switches to OFF.
+// Whether a group has lost its last ON member and the drain must be undone. With LAST_LEAVE the
+// listener goes OFF instead.
 bool Drain::newcomer_is_gone() noexcept {
   for (Entry& entry : entries_) {
     if (!entry.open || entry.error != 0 || !stands_alone(entry.info)) {
@@ -222,12 +223,12 @@ bool Drain::newcomer_is_gone() noexcept {
   return false;
 }
 
-// What closing a listener that is not drained amounts to.
+// The outcome of closing a listener at the deadline.
 std::uint32_t Drain::outcome_late(const Entry& entry) const noexcept {
   if (entry.drained) {
     return REUSEPORT_DRAINED;
   }
-  // BPF cannot tell the kernel whom to migrate to.
+  // BPF cannot tell the kernel which listener to migrate to.
   const bool by_option = method_ == REUSEPORT_METHOD_OPTION && migrates_ &&
                          !entry.listener.datagram() && entry.info.group_on > 0 &&
                          (entry.info.flags & REUSEPORT_LISTEN_F_BPF) == 0;
@@ -289,7 +290,7 @@ void Drain::accept_or_wait(Time now, reuseport_step& step) noexcept {
   step.n_fds = static_cast<std::uint32_t>(fds_.size());
 }
 
-// Something passing kept the listeners from being switched: once more, to the deadline.
+// A temporary error kept the listeners from being switched: retry until the deadline.
 void Drain::try_again(Time now) noexcept {
   fault_ = {};
   const Fault fault = begin();
@@ -308,7 +309,7 @@ void Drain::get_on(Time now) noexcept {
   if (method_ != REUSEPORT_METHOD_OPTION) {
     close_swept();
   } else {
-    // One that is drained stays so while the newcomer lives; it is looked at again before close().
+    // A drained listener stays drained while the newcomer lives; close_drained() checks it again.
     for (Entry& entry : entries_) {
       if (entry.open && (!entry.drained || entry.readable)) {
         look_at(entry);

@@ -147,7 +147,7 @@ TEST_F(ModeErrors, no_socket_at_all) {
   EXPECT_EQ(get_info(file.get()).error().errnum, ENOTSOCK);
   EXPECT_EQ(set_mode(-1, Mode::off).error().errnum, EBADF);
   EXPECT_EQ(get_info(-1).error().message(),
-            "getsockopt(SO_REUSEPORT_LISTEN_OFF): Bad file descriptor: give an open socket");
+            "getsockopt(SO_REUSEPORT_LISTEN_OFF): Bad file descriptor: pass an open socket");
 }
 
 TEST(Mode, names_go_both_ways) {

@@ -29,28 +29,28 @@ namespace reuseport {
 
 /// What a probe found. The numbers are those of enum reuseport_support (reuseport.h).
 enum class Support : std::uint8_t {
-  error,             ///< the question could not be put, e.g. EMFILE; ask again later
+  error,             ///< cannot query the kernel, e.g. EMFILE; try again later
   supported,         ///< the kernel has the option, and it answers as documented
   supported_by_bpf,  ///< the same, provided by BPF on a kernel that lacks it
-  not_in_kernel,     ///< ENOPROTOOPT: neither the kernel has it nor BPF in this cgroup
-  number_taken,      ///< something answers to the number, but it is not this option
-  blocked,           ///< a seccomp filter, LSM or cgroup program forbids the question
+  not_in_kernel,     ///< ENOPROTOOPT: neither the kernel nor BPF in this cgroup provides it
+  number_taken,      ///< another option has this number
+  blocked,           ///< a seccomp filter, LSM or cgroup program forbids the call
 };
 
-/// The question a probe was asking when it got its answer.
+/// The step that decided a probe's result.
 enum class ProbeStep : std::uint8_t {
   socket,         ///< socket(2) for the throw-away socket
   get,            ///< getsockopt(2) on a fresh TCP socket
   answer_length,  ///< the length of that answer: struct reuseport_listen_info, or an int
   answer_value,   ///< a fresh socket is ON and in no group
-  bad_value,      ///< a mode that does not exist must give EINVAL
-  round_trip,     ///< each mode set must be read back
+  bad_value,      ///< an unknown mode must give EINVAL
+  round_trip,     ///< each mode that is set must read back
   wrong_family,   ///< an AF_UNIX socket must give EOPNOTSUPP
   behaviour,      ///< an OFF listener on loopback must get nothing
-  all,            ///< nothing left to ask
+  all,            ///< every step passed
 };
 
-/// Answer of a probe: what, at which step, and the errno it rests on (0 where there was none).
+/// Result of a probe: what it found, at which step, and the errno, if any (else 0).
 struct ProbeResult {
   Support support = Support::error;
   ProbeStep step = ProbeStep::socket;
@@ -60,7 +60,7 @@ struct ProbeResult {
   [[nodiscard]] constexpr bool supported() const noexcept {
     return support == Support::supported || support == Support::supported_by_bpf;
   }
-  /// One line for a log: what was found and what to do about it.
+  /// One line for a log: what the probe found and how to fix it.
   [[nodiscard]] constexpr const char* why() const noexcept;
 };
 
@@ -77,7 +77,7 @@ struct ProbeResult {
   return "error";
 }
 
-/// "socket", "get", ... as the names of ProbeStep.
+/// "socket", "get", ...: the names of ProbeStep.
 [[nodiscard]] constexpr const char* to_string(ProbeStep step) noexcept {
   switch (step) {
     case ProbeStep::socket: return "socket";
@@ -101,20 +101,20 @@ constexpr const char* ProbeResult::why() const noexcept {
       return "this kernel lacks SO_REUSEPORT_LISTEN_OFF; \"reuseportctl enable\" provides it by "
              "BPF, or boot a kernel built with the patches";
     case Support::number_taken:
-      return "option number 0x5250 belongs to something else on this kernel; do not use it";
+      return "option number 0x5250 means something else on this kernel; do not use it";
     case Support::blocked:
       return "a seccomp filter, LSM or cgroup program blocks the option; allow getsockopt and "
              "setsockopt of level SOL_SOCKET, name 0x5250";
     case Support::error: break;
   }
   return step == ProbeStep::behaviour
-             ? "the check on loopback could not be made; is lo up in this network namespace?"
-             : "the question could not be put to the kernel; ask again later";
+             ? "cannot test the option on loopback; is lo up in this network namespace?"
+             : "cannot query the kernel; try again later";
 }
 
 namespace detail {
 
-// Modes and size of the answer as in <linux/reuseport.h>.
+// Modes and the size of struct reuseport_listen_info, as in <linux/reuseport.h>.
 inline constexpr int probe_mode_on = 0;
 inline constexpr int probe_mode_off = 1;
 inline constexpr int probe_mode_standby = 2;
@@ -157,7 +157,7 @@ class ProbeSocket {
   if (probe_is_blocked(errnum)) {
     return {Support::blocked, step, errnum};
   }
-  // EAGAIN: BPF that is being replaced takes no change for a moment.
+  // EAGAIN: while BPF is being replaced, no mode can be changed for a moment.
   const bool passing = errnum == ENOMEM || errnum == ENOBUFS || errnum == EMFILE ||
                        errnum == ENFILE || errnum == EINTR || errnum == EAGAIN;
   if (passing || step == ProbeStep::socket) {
@@ -166,9 +166,9 @@ class ProbeSocket {
   return {Support::number_taken, step, errnum};
 }
 
-/// Reads the option; an answer is good when it has the right length and says: ON, no group.
+/// Reads the option; a valid answer has the right length and says: ON, no group.
 [[nodiscard]] inline ProbeResult probe_get(const ProbeSocket& sock, int number) noexcept {
-  // Room to spare, so that a longer answer of something else is seen as such. A later version of
+  // Room to spare, so that a longer answer is recognised as another option's. A later version of
   // the struct may grow, by whole words.
   std::uint32_t answer[probe_info_size];  // 4 times the size
   std::memset(answer, 0xff, sizeof(answer));
@@ -181,7 +181,7 @@ class ProbeSocket {
     return {Support::number_taken, ProbeStep::answer_length, 0};
   }
   for (unsigned word = 0; word < probe_info_size / sizeof(std::uint32_t); ++word) {
-    // Word 1 holds the flags; every other is 0 on a fresh socket.
+    // Word 1 holds the flags; all others are 0 on a fresh socket.
     if (word != 1 && answer[word] != 0) {
       return {Support::number_taken, ProbeStep::answer_value, 0};
     }
@@ -220,7 +220,7 @@ class ProbeSocket {
   return good;
 }
 
-/// All questions in turn, to one fresh TCP socket.
+/// All steps in turn, on one fresh TCP socket.
 [[nodiscard]] inline ProbeResult probe_socket(const ProbeSocket& sock, int number) noexcept {
   if (!sock.valid()) {
     return probe_failed(ProbeStep::socket, errno);
@@ -241,7 +241,7 @@ class ProbeSocket {
     return found;
   }
   const ProbeSocket local(AF_UNIX, SOCK_STREAM);
-  if (local.valid()) {  // a sandbox may forbid the family: then this one question is left out
+  if (local.valid()) {  // a sandbox may forbid the family: then skip this step
     const int errnum = local.set(number, probe_mode_on);
     if (errnum != EOPNOTSUPP) {
       return errnum == 0 ? ProbeResult{Support::number_taken, ProbeStep::wrong_family, 0}
@@ -251,7 +251,7 @@ class ProbeSocket {
   return good;
 }
 
-/// The probe for any option number, so that a test can put it to every number the kernel knows.
+/// The probe for any option number, so that a test can run it on every number the kernel knows.
 [[nodiscard]] inline ProbeResult probe_number(int number) noexcept {
   const ProbeSocket sock(AF_INET, SOCK_STREAM);
   if (!sock.valid() && errno == EAFNOSUPPORT) {
@@ -260,7 +260,7 @@ class ProbeSocket {
   return probe_socket(sock, number);
 }
 
-/// A loopback address with port 0 and what bind(), connect() need to know of it.
+/// A loopback address with port 0, as bind() and connect() take it.
 struct ProbeAddress {
   sockaddr_storage storage;
   socklen_t len = 0;
@@ -290,7 +290,7 @@ struct ProbeAddress {
 
 inline constexpr int probe_wait_ms = 1000;
 
-/// Listens on @p at, beside other members of the group. 0 or errno.
+/// Listens on @p at, possibly beside other members of the group. 0 or errno.
 [[nodiscard]] inline int probe_listen(const ProbeSocket& sock, ProbeAddress& at,
                                       int backlog) noexcept {
   if (!sock.valid()) {
@@ -328,7 +328,7 @@ inline constexpr int probe_wait_ms = 1000;
   return errnum;
 }
 
-/// Takes one connection off the queue within @p wait_ms; false where none came.
+/// Accepts one connection within @p wait_ms; false if none came.
 [[nodiscard]] inline bool probe_accept(const ProbeSocket& listener, int wait_ms) noexcept {
   pollfd wait{listener.fd(), POLLIN, 0};
   if (::poll(&wait, 1, wait_ms) <= 0) {
@@ -338,7 +338,7 @@ inline constexpr int probe_wait_ms = 1000;
   return taken.valid();
 }
 
-/// Two listeners, one OFF, @p connects connections: all must come to the one that is ON.
+/// Two listeners, one OFF, @p connects connections: all must reach the one that is ON.
 [[nodiscard]] inline ProbeResult probe_loopback(int number, int family, int connects) noexcept {
   constexpr ProbeStep step = ProbeStep::behaviour;
   ProbeAddress at(family);
@@ -375,7 +375,7 @@ inline constexpr int probe_wait_ms = 1000;
 
 #endif  // __linux__
 
-// The one global of the library: the answer as 1 + support, step and errno in a word; 0: not asked.
+// The library's only global: 1 + support, step and errno in one word; 0: not probed yet.
 inline std::atomic<std::uint32_t> probe_cache{0};
 
 [[nodiscard]] constexpr std::uint32_t probe_pack(const ProbeResult& found) noexcept {
@@ -391,14 +391,14 @@ inline std::atomic<std::uint32_t> probe_cache{0};
 
 }  // namespace detail
 
-/// Asks the kernel, each time: up to 11 system calls on two throw-away sockets, no packet sent,
-/// nothing of the caller's touched. Safe from any thread.
+/// Queries the kernel each time: up to 11 system calls on two throw-away sockets. Sends no packet
+/// and leaves the caller's sockets alone. Safe from any thread.
 [[nodiscard]] inline ProbeResult probe_now() noexcept {
   return detail::probe_number(SO_REUSEPORT_LISTEN_OFF);
 }
 
-/// As probe_now(), asked once in a process. Support::error is not kept: a process short of
-/// descriptors asks again on its next call. Safe from any thread; one atomic load once cached.
+/// As probe_now(), cached per process. Support::error is not cached: a process short of descriptors
+/// queries again on its next call. Safe from any thread; one atomic load once cached.
 [[nodiscard]] inline ProbeResult probe() noexcept {
   if (const std::uint32_t word = detail::probe_cache.load(std::memory_order_relaxed); word != 0) {
     return detail::probe_unpack(word);
@@ -410,10 +410,10 @@ inline std::atomic<std::uint32_t> probe_cache{0};
   return found;
 }
 
-/// Beyond probe(): watches the option work. Makes @p connects connections over loopback to two
-/// listeners of which one is OFF; supported means that the OFF one got none. A kernel that ignored
-/// the mode would pass once in 2^connects. Answers like probe() where the option is missing.
-/// Takes about 50 us a connection, at most 1 s where loopback is down. Safe from any thread.
+/// As probe(), and tests the option: makes @p connects connections over loopback to two listeners,
+/// one of them OFF. "supported" means that the OFF one got none. A kernel that ignored the mode
+/// would pass once in 2^connects. Without the option the result is that of probe(). Takes about
+/// 50 us per connection, at most 1 s if loopback is down. Safe from any thread.
 [[nodiscard]] inline ProbeResult probe_behaviour(int connects = 32) noexcept {
   const ProbeResult found = probe();
   if (!found.supported()) {

@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// libreuseport for C++20: a thin layer over the C functions of reuseport.h, all of it in this
-// header, so that nothing but the C ABI crosses a library's border. Errors are values. See
-// libreuseport(3).
+// libreuseport for C++20: a thin, header-only layer over the C functions of reuseport.h, so that
+// only the C ABI crosses a library boundary. Errors are values. See libreuseport(3).
 //
-// Threads: a Drain or EpollDrain is used by one thread at a time; accepting may go on in others.
-// All else may be called from any thread. Functions given as options are called in the thread that
+// Threads: use a Drain or EpollDrain from one thread at a time; other threads may go on accepting.
+// Everything else may be called from any thread. Functions passed as options run in the thread that
 // drives the drain, and must not throw.
 #ifndef REUSEPORT_REUSEPORT_HPP
 #define REUSEPORT_REUSEPORT_HPP
@@ -61,11 +60,11 @@ class Fd {
   [[nodiscard]] bool valid() const noexcept { return fd_ >= 0; }
   explicit operator bool() const noexcept { return valid(); }
 
-  /// Gives ownership away.
+  /// Gives up ownership.
   [[nodiscard]] int release() noexcept { return std::exchange(fd_, none); }
 
-  /// Closes what is owned and owns @p fd instead. close() is not repeated on EINTR: Linux has
-  /// released the number by then (close(2)).
+  /// Closes the owned descriptor and takes @p fd instead. Does not repeat close() on EINTR: Linux
+  /// has released the number by then (close(2)).
   void reset(int fd = none) noexcept {
     if (valid()) {
       ::close(fd_);
@@ -77,11 +76,11 @@ class Fd {
   int fd_ = none;
 };
 
-/// Why a call failed: which call, its errno, and what to do next.
+/// Why a call failed: which call, its errno, and how to fix it.
 struct Error {
   std::string call;  ///< the failing call, e.g. "setsockopt(SO_REUSEPORT_LISTEN_OFF)"
   int errnum = 0;    ///< errno(3) value, never 0
-  std::string hint;  ///< what to do next; may be empty
+  std::string hint;  ///< how to fix it; may be empty
 
   [[nodiscard]] std::error_code code() const noexcept { return {errnum, std::generic_category()}; }
   /// One line: "call: strerror: hint".
@@ -90,7 +89,7 @@ struct Error {
   }
 };
 
-/// A value or an Error: what of std::expected (C++23) is needed here.
+/// A value or an Error: the part of std::expected (C++23) that is needed here.
 template <typename T>
 class [[nodiscard]] Expected {
  public:
@@ -99,14 +98,14 @@ class [[nodiscard]] Expected {
 
   [[nodiscard]] bool has_value() const noexcept { return held_.index() == 0; }
   explicit operator bool() const noexcept { return has_value(); }
-  /// Only where there is a value.
+  /// Only if there is a value.
   [[nodiscard]] T& operator*() & noexcept { return *std::get_if<0>(&held_); }
   [[nodiscard]] const T& operator*() const& noexcept { return *std::get_if<0>(&held_); }
   [[nodiscard]] T&& operator*() && noexcept { return std::move(*std::get_if<0>(&held_)); }
   [[nodiscard]] T* operator->() noexcept { return std::get_if<0>(&held_); }
   [[nodiscard]] const T* operator->() const noexcept { return std::get_if<0>(&held_); }
   [[nodiscard]] T value_or(T otherwise) const { return has_value() ? **this : otherwise; }
-  /// Only where there is none.
+  /// Only if there is no value.
   [[nodiscard]] const Error& error() const noexcept { return *std::get_if<1>(&held_); }
 
  private:
@@ -131,12 +130,12 @@ class [[nodiscard]] Expected<void> {
 
 /// Whether a listener gets new connections or datagrams.
 enum class Mode : std::uint32_t {
-  on = REUSEPORT_LISTEN_ON,            ///< as ever
+  on = REUSEPORT_LISTEN_ON,            ///< the default
   off = REUSEPORT_LISTEN_OFF,          ///< closed to every lookup, open to what is on its way
   standby = REUSEPORT_LISTEN_STANDBY,  ///< chosen only while the group has no ON member
 };
 
-/// "on", "off", "standby", or "unknown" for a mode this header does not know.
+/// "on", "off", "standby"; "unknown" for any other value.
 [[nodiscard]] constexpr std::string_view to_string(Mode mode) noexcept {
   switch (mode) {
     case Mode::on: return "on";
@@ -158,9 +157,9 @@ enum class Mode : std::uint32_t {
 
 /// struct reuseport_listen_info of <linux/reuseport.h>, and what it means.
 struct Info : reuseport_listen_info {
-  /// The id does not tell: a kernel's first group has the id 0.
+  /// Not derived from group_id: the first group has the id 0.
   [[nodiscard]] bool in_group() const noexcept { return group_on + group_standby + group_off > 0; }
-  /// Every choice that began while this listener could be chosen is over.
+  /// Every choice that began while this listener could be chosen has finished.
   [[nodiscard]] bool settled() const noexcept { return (flags & REUSEPORT_LISTEN_F_SETTLED) != 0; }
   /// BPF provides the option, not the kernel.
   [[nodiscard]] bool by_bpf() const noexcept { return (flags & REUSEPORT_LISTEN_F_BPF) != 0; }
@@ -169,7 +168,7 @@ struct Info : reuseport_listen_info {
 };
 
 /// getsockopt(SO_REUSEPORT_LISTEN_OFF). ENOPROTOOPT: the kernel lacks the option. EOPNOTSUPP:
-/// neither TCP, MPTCP nor UDP. EPROTO: the number belongs to something else on this kernel.
+/// not TCP, MPTCP or UDP. EPROTO: the number means something else on this kernel.
 [[nodiscard]] inline Expected<Info> get_info(int fd) {
   Info info{};
   if (const int result = reuseport_get_info(fd, &info); result < 0) {
@@ -178,8 +177,8 @@ struct Info : reuseport_listen_info {
   return info;
 }
 
-/// setsockopt(SO_REUSEPORT_LISTEN_OFF). Any process that holds the socket sees the change. Errors
-/// as get_info(), and EINVAL: no SO_REUSEPORT, or a TCP socket that is connected.
+/// setsockopt(SO_REUSEPORT_LISTEN_OFF). Every process that holds the socket sees the change. Errors
+/// as get_info(), and EINVAL: no SO_REUSEPORT, or a connected TCP socket.
 [[nodiscard]] inline Expected<void> set_mode(int fd, Mode mode) {
   if (const int result = reuseport_set_mode(fd, static_cast<int>(mode)); result < 0) {
     return Error{"setsockopt(SO_REUSEPORT_LISTEN_OFF)", -result, reuseport_hint(result)};
@@ -187,32 +186,32 @@ struct Info : reuseport_listen_info {
   return {};
 }
 
-// ---- The drain: what it is told and what it tells ---------------------------------------------
+// ---- The drain: options and results -----------------------------------------------------------
 
 using Clock = std::chrono::steady_clock;
 
-/// How much a drain may fall back where the option is not to be had.
+/// What a drain may do if the option is not available.
 enum class Policy : std::uint32_t {
-  prefer = REUSEPORT_PREFER,          ///< the best there is
+  prefer = REUSEPORT_PREFER,          ///< the best available method
   require = REUSEPORT_REQUIRE,        ///< the option, or start() fails
-  close_only = REUSEPORT_CLOSE_ONLY,  ///< plain close(), the baseline others are compared with
+  close_only = REUSEPORT_CLOSE_ONLY,  ///< plain close(), the baseline for comparisons
 };
 
-/// Where a group has no ON member but those that leave.
+/// What to do if the drain would leave a group without an ON member.
 enum class LastOn : std::uint32_t {
-  refuse = REUSEPORT_LAST_REFUSE,  ///< start() fails with EADDRNOTAVAIL; later the drain is undone
-  wait = REUSEPORT_LAST_WAIT,      ///< serve on until one is there; at the deadline undo
-  leave = REUSEPORT_LAST_LEAVE,    ///< OFF: the address shall go
+  refuse = REUSEPORT_LAST_REFUSE,  ///< start() fails with EADDRNOTAVAIL; a running drain is undone
+  wait = REUSEPORT_LAST_WAIT,      ///< keep serving until one appears; at the deadline undo
+  leave = REUSEPORT_LAST_LEAVE,    ///< OFF: give up the address
 };
 
-/// What becomes of a listener that is not drained at the deadline.
+/// What to do with a listener that is not drained at the deadline.
 enum class AtDeadline : std::uint32_t {
-  close = REUSEPORT_DEADLINE_CLOSE,  ///< close it; what was left is in the report
-  undo = REUSEPORT_DEADLINE_UNDO,    ///< give all that are open their modes back
-  keep = REUSEPORT_DEADLINE_KEEP,    ///< leave them open as they are, in STANDBY
+  close = REUSEPORT_DEADLINE_CLOSE,  ///< close it; the report counts what was left
+  undo = REUSEPORT_DEADLINE_UNDO,    ///< restore the modes of all open listeners
+  keep = REUSEPORT_DEADLINE_KEEP,    ///< leave them open, in STANDBY
 };
 
-/// By what means new connections were kept away. From best to worst.
+/// How the drain kept new connections away. From best to worst.
 enum class Method : std::uint32_t {
   none = REUSEPORT_METHOD_NONE,
   option = REUSEPORT_METHOD_OPTION,    ///< SO_REUSEPORT_LISTEN_OFF
@@ -221,20 +220,20 @@ enum class Method : std::uint32_t {
   close = REUSEPORT_METHOD_CLOSE,      ///< close() alone
 };
 
-/// What became of a listener. Behind the first two from best to worst, so the worst of several is
+/// What happened to a listener. After the first two, from best to worst: the worst of several is
 /// their maximum.
 enum class Outcome : std::uint32_t {
   not_started = REUSEPORT_NOT_STARTED,
   running = REUSEPORT_RUNNING,
-  drained = REUSEPORT_DRAINED,    ///< nothing was left, and the others were seen after close()
+  drained = REUSEPORT_DRAINED,    ///< nothing was left, and an ON member was seen after close()
   migrated = REUSEPORT_MIGRATED,  ///< closed; the kernel moved what was left
   unconfirmed =
       REUSEPORT_UNCONFIRMED,  ///< drained and closed, but no ON member was seen afterwards
   swept_and_closed = REUSEPORT_SWEPT_AND_CLOSED,  ///< half-open requests were reset
   closed = REUSEPORT_CLOSED,                      ///< closed with whatever it had
   deadline_hit = REUSEPORT_DEADLINE_HIT,          ///< time ran out with connections left
-  vanished = REUSEPORT_VANISHED,                  ///< closed by somebody else before it was drained
-  undone = REUSEPORT_UNDONE,                      ///< open, in the mode it had before
+  vanished = REUSEPORT_VANISHED,                  ///< closed by someone else before it was drained
+  undone = REUSEPORT_UNDONE,                      ///< open, in its old mode
 };
 
 /// What the server must do before the next step().
@@ -242,7 +241,8 @@ enum class Action : std::uint32_t {
   done = REUSEPORT_DONE,                ///< see Drain::report()
   accept_more = REUSEPORT_ACCEPT_MORE,  ///< accept (UDP: receive) on each of fds until EAGAIN, then
                                         ///< step() at once
-  wait_until = REUSEPORT_WAIT,          ///< serve; step() at `when`, or when one of fds is readable
+  wait_until = REUSEPORT_WAIT,          ///< keep serving; step() at `when`, or when one of fds is
+                                        ///< readable
 };
 
 [[nodiscard]] inline std::string_view to_string(Method method) noexcept {
@@ -256,20 +256,20 @@ struct DrainOptions {
   Policy policy = Policy::prefer;
   LastOn last_on = LastOn::refuse;
   AtDeadline at_deadline = AtDeadline::close;
-  /// The caller cannot accept: the sockets are copies of another process' (pidfd_getfd(2)).
+  /// The caller cannot accept: the sockets are copies of another process's (pidfd_getfd(2)).
   bool no_accept = false;
-  /// From start() on; milliseconds::max(): for ever; negative: EINVAL. It should outlast the
-  /// SYN-ACK retries of clients that mean to come: 63 s with net.ipv4.tcp_synack_retries=5.
+  /// Time from start() to the deadline; milliseconds::max(): no deadline; negative: EINVAL. See
+  /// reuseport_drain_options::timeout_ns.
   std::chrono::milliseconds timeout{30'000};
-  /// The longest pause between two looks; the first are shorter.
+  /// The longest pause between two checks; the first are shorter.
   std::chrono::milliseconds poll_interval{20};
-  /// Whether another process holds the socket too. Empty: start() looks through /proc; see
-  /// reuseport_drain_options::is_shared. Where you know better: `[](int) { return false; }`.
+  /// Whether another process holds the socket too. Empty: start() scans /proc; see
+  /// reuseport_drain_options::is_shared. To skip the check: `[](int) { return false; }`.
   std::function<Expected<bool>(int fd)> is_shared = {};
-  /// Closes a listener, say after taking it out of tables. Empty: ~Fd().
+  /// Closes a listener, e.g. after taking it out of tables. Empty: ~Fd().
   std::function<void(Fd listener)> close = {};
-  /// In place of reuseport::set_mode() and get_info(): both or neither. EBADF, ENOTSOCK and ESTALE
-  /// say that the listener is gone.
+  /// Replace reuseport::set_mode() and get_info(): set both or neither. EBADF, ENOTSOCK or ESTALE
+  /// means that the listener is gone.
   std::function<Expected<void>(int fd, Mode mode)> set_mode = {};
   std::function<Expected<Info>(int fd)> get_info = {};
 };
@@ -277,15 +277,15 @@ struct DrainOptions {
 struct Step {
   Action action = Action::done;
   Clock::time_point when{};  ///< for wait_until
-  std::span<const int> fds;  ///< what to accept from, or to watch; valid until the next call
+  std::span<const int> fds;  ///< listeners to accept from, or to watch; valid until the next call
 };
 
-/// What a listener still has. Empty: this kernel cannot tell.
+/// What a listener still has. Empty: this kernel does not report it.
 struct Left {
   std::optional<std::uint32_t> handshakes;  ///< TCP: half-open requests; UDP: 0
   std::optional<std::uint32_t> queued;      ///< TCP: connections in the accept queue; UDP: bytes
 
-  /// Both are known, and 0.
+  /// Both are known and 0.
   [[nodiscard]] bool nothing() const noexcept { return handshakes == 0U && queued == 0U; }
 };
 
@@ -293,25 +293,25 @@ struct ListenerReport {
   int fd = -1;  ///< as given to add()
   Outcome outcome = Outcome::not_started;
   Method method = Method::none;
-  Mode before = Mode::on;  ///< the mode it had
-  Left left;               ///< at the last look before close()
-  int errnum = 0;          ///< why that look failed, where it did
+  Mode before = Mode::on;  ///< its old mode
+  Left left;               ///< at the last check before close()
+  int errnum = 0;          ///< why that check failed, or 0
   bool open = false;       ///< the drain has neither closed it nor seen it closed
 };
 
-/// What was really done.
+/// What a drain did.
 struct Report {
   Outcome outcome = Outcome::not_started;  ///< the worst of all listeners, at the end
   Method method = Method::none;            ///< the weakest of all listeners
-  Support support = Support::error;        ///< is the option there?
+  Support support = Support::error;        ///< as found by start()
   std::optional<Error>
-      error;               ///< why it did not start or was undone, or why no better method was used
+      error;               ///< why it did not start or was undone, or why it used no better method
   Left left;               ///< all listeners together
   bool timed_out = false;  ///< the deadline passed first
   std::vector<ListenerReport> listeners;
   Clock::duration took{};
 
-  /// At its end, and no connection was lost by it as far as the kernel can tell.
+  /// The drain has ended and, as far as the kernel can tell, lost no connection.
   [[nodiscard]] bool lossless() const noexcept {
     return outcome == Outcome::drained || outcome == Outcome::migrated;
   }
@@ -328,9 +328,9 @@ struct Report {
 ///     for (auto step = drain.step(); step.action != Action::done; step = drain.step())
 ///     serve(step); log(drain.report());
 ///
-/// Every listener goes to STANDBY and stays there until it is drained, and is closed then. A drain
-/// owns what it was given; one that is destroyed before its end gives every mode back, then closes
-/// what take_back() did not take. A drain that was moved from answers EINVAL, `done`,
+/// Every listener goes to STANDBY and stays there until it is drained, then the drain closes it. A
+/// drain owns its listeners. If it is destroyed early, it restores every mode and closes the
+/// listeners that take_back() did not take. A moved-from drain returns EINVAL, `done` and
 /// `not_started`.
 class Drain {
  public:
@@ -341,9 +341,9 @@ class Drain {
   Drain& operator=(const Drain&) = delete;
   ~Drain() = default;
 
-  /// Takes a listening TCP or MPTCP socket or a bound UDP socket, non-blocking, with SO_REUSEPORT.
-  /// On failure @p listener keeps it. EBADF, ENOTSOCK, EINVAL: no such socket, or options that are
-  /// none; EBUSY: the drain has started.
+  /// Takes a non-blocking socket with SO_REUSEPORT: a listening TCP or MPTCP socket, or a bound UDP
+  /// socket. On failure @p listener keeps it. EBADF, ENOTSOCK, EINVAL: no such socket, or invalid
+  /// options; EBUSY: the drain has started.
   [[nodiscard]] Expected<void> add(Fd&& listener) {
     auto added =
         call([&](reuseport_drain* drain) { return reuseport_drain_add(drain, listener.get()); });
@@ -353,11 +353,12 @@ class Drain {
     return added;
   }
 
-  /// Switches all listeners or, on failure, none. EBUSY: shared, or started before; EADDRNOTAVAIL:
-  /// see LastOn; EINVAL: nothing added; with Policy::require why the option cannot be used.
+  /// Switches all listeners or, on failure, none. EBUSY: a listener is shared, or the drain has
+  /// started; EADDRNOTAVAIL: see LastOn; EINVAL: no listener added; with Policy::require, the
+  /// reason why the option cannot be used.
   [[nodiscard]] Expected<void> start() { return call(reuseport_drain_start); }
 
-  /// The next thing to do. After done it stays done. Never blocks.
+  /// What to do next. Once it has returned done it always does. Never blocks.
   [[nodiscard]] Step step() {
     reuseport_step next{};
     next.size = sizeof(next);
@@ -368,12 +369,13 @@ class Drain {
             std::span(next.fds, next.n_fds)};
   }
 
-  /// Gives every listener that is still open the mode it had and ends the drain. ESTALE: none is
-  /// running. ECANCELED: done, but some were closed before. Or the first error of setsockopt(2).
+  /// Restores the modes of the open listeners and ends the drain. ESTALE: no drain is running.
+  /// ECANCELED: undone, but some listeners were already closed. Or the first error of
+  /// setsockopt(2).
   [[nodiscard]] Expected<void> undo() { return call(reuseport_drain_undo); }
 
-  /// The listeners that are open, for a caller that goes on serving: after a start() that failed,
-  /// an undo(), a deadline that left them. A drain that is running is undone.
+  /// Returns the open listeners to a caller that goes on serving: after a failed start(), an
+  /// undo(), or a deadline that left them open. Undoes a running drain.
   [[nodiscard]] std::vector<Fd> take_back() {
     std::vector<Fd> listeners;
     if (state_) {
@@ -384,7 +386,7 @@ class Drain {
     return listeners;
   }
 
-  /// What was done so far; final once step() said done or undo() returned.
+  /// What the drain has done so far; final once step() has returned done or undo() has returned.
   [[nodiscard]] Report report() const {
     Report report;
     reuseport_drain_report seen{};
@@ -407,7 +409,7 @@ class Drain {
     return report;
   }
 
-  /// Descriptors of the listeners that are still open.
+  /// Descriptors of the open listeners.
   [[nodiscard]] std::vector<int> open_fds() const {
     std::vector<int> fds;
     if (state_) {
@@ -417,7 +419,7 @@ class Drain {
   }
 
  private:
-  // Stays where it is when the Drain moves: the callbacks point here.
+  // Does not move with the Drain: the callbacks point here.
   struct State {
     explicit State(DrainOptions given) : options(std::move(given)) {
       reuseport_drain_options plain{};
@@ -447,7 +449,7 @@ class Drain {
       reuseport_drain_free(drain);
     }
 
-    // 0 means the default to C.
+    // In C, 0 means the default.
     static std::int64_t to_ns(std::chrono::milliseconds time) {
       constexpr std::int64_t most = REUSEPORT_FOREVER / REUSEPORT_MS(1);
       if (time.count() <= 0) {
@@ -531,9 +533,9 @@ class Drain {
   std::unique_ptr<State> state_;
 };
 
-/// Drives a drain to its end in an accept loop of one's own: calls @p accept with each listener
-/// that has something to take, which may take one connection or all, and sleeps in ppoll(2)
-/// otherwise. Starts the drain; the result is the report, or why it did not start.
+/// Starts a drain and drives it to its end: calls @p accept with each listener that has something
+/// to accept, and otherwise sleeps in ppoll(2). @p accept may take one connection or all. Returns
+/// the report, or why the drain did not start.
 template <typename Accept>
 [[nodiscard]] Expected<Report> run(Drain& drain, Accept accept) {
   if (auto started = drain.start(); !started) {
@@ -556,7 +558,7 @@ template <typename Accept>
       const timespec time{seconds.count(), std::chrono::nanoseconds(rest - seconds).count()};
       return ::ppoll(waits.data(), count, &time, nullptr);
     };
-    // POLLERR or POLLHUP alone: nothing to accept, so do not spin on it.
+    // POLLERR or POLLHUP alone: nothing to accept; do not spin.
     if (sleep(waits.size()) != 0 &&
         std::none_of(waits.begin(), waits.end(),
                      [](const pollfd& wait) { return (wait.revents & POLLIN) != 0; })) {
@@ -566,21 +568,20 @@ template <typename Accept>
   return drain.report();
 }
 
-/// A drain as one pollable descriptor, for epoll(7) and every loop that can watch a descriptor. It
+/// A drain as one pollable descriptor, for epoll(7) and any loop that can watch a descriptor. It
 /// becomes readable when the drain has something to do:
 ///
 ///     auto drain = EpollDrain::start(std::move(listeners), options, accept_all);
 ///     epoll_ctl(loop, EPOLL_CTL_ADD, drain->fd(), &event);         // EPOLLIN, level-triggered
 ///     ... on that event:  if (drain->dispatch() == Action::done) log(drain->report());
 ///
-/// The loop may keep its own registrations of the listeners; a listener that the drain closes
-/// leaves every epoll set by itself unless a copy of it stays open (epoll(7)).
+/// The loop may keep its own registrations of the listeners. The kernel removes a closed listener
+/// from every epoll set unless a copy of it stays open (epoll(7)).
 class EpollDrain {
  public:
-  /// Starts @p drain. @p accept is called from dispatch() with a listener that has something to
-  /// take; it may take one connection or all. Errors: as Drain::start(), and those of
-  /// epoll_create1(2), timerfd_create(2), epoll_ctl(2); then nothing is switched, and @p drain is
-  /// as it was.
+  /// Starts @p drain. dispatch() calls @p accept with each listener that has something to accept;
+  /// it may take one connection or all. Errors: as Drain::start(), and those of epoll_create1(2),
+  /// timerfd_create(2), epoll_ctl(2). On error no listener is switched, and @p drain is unchanged.
   [[nodiscard]] static Expected<EpollDrain> start(Drain&& drain,
                                                   std::function<void(int fd)> accept) {
     Fd epoll(::epoll_create1(EPOLL_CLOEXEC));
@@ -608,8 +609,8 @@ class EpollDrain {
   /// The descriptor to watch for reading. Owned by this object.
   [[nodiscard]] int fd() const noexcept { return epoll_.get(); }
 
-  /// Does what is due and arms the next wake-up. Never blocks. accept_more: the queue was longer
-  /// than one round; the descriptor stays readable, so other events get their turn.
+  /// Does what is due and arms the next wake-up. Never blocks. accept_more: one round did not empty
+  /// the queue; the descriptor stays readable, so that other events get their turn.
   [[nodiscard]] Action dispatch() {
     Step next = drain_.step();
     if (next.action == Action::accept_more) {
@@ -626,7 +627,7 @@ class EpollDrain {
     return next.action;
   }
 
-  /// As Drain::undo(). The descriptor is never readable again.
+  /// As Drain::undo(). The descriptor never becomes readable again.
   [[nodiscard]] Expected<void> undo() {
     stop();
     return drain_.undo();
@@ -644,7 +645,7 @@ class EpollDrain {
         epoll_(std::move(epoll)),
         timer_(std::move(timer)) {}
 
-  // An absolute time that has passed fires at once; Clock is CLOCK_MONOTONIC. 0 would disarm it.
+  // An absolute time in the past fires at once; Clock is CLOCK_MONOTONIC. 0 would disarm the timer.
   void wake_at(Clock::time_point when) const {
     const auto since = std::max(when.time_since_epoch(), Clock::duration(1));
     const auto seconds = std::chrono::duration_cast<std::chrono::seconds>(since);
@@ -653,7 +654,7 @@ class EpollDrain {
     spec.it_value.tv_nsec = std::chrono::nanoseconds(since - seconds).count();
     (void)::timerfd_settime(timer_.get(), TFD_TIMER_ABSTIME, &spec, nullptr);
   }
-  // A listener that DrainOptions::close has left open would stay readable here.
+  // A listener that DrainOptions::close leaves open would stay readable here.
   void forget_closed() const {
     for (const ListenerReport& listener : drain_.report().listeners) {
       if (!listener.open) {
