@@ -32,7 +32,7 @@ extern "C" {
 
 /* NOLINTBEGIN(readability-identifier-naming,modernize-*): C */
 
-/* The version of the library in use, such as "1.0.0" */
+/* "1.0.0": the version of the library in use */
 REUSEPORT_API const char* reuseport_version(void);
 
 /* ---- Is the option available? -------------------------------------------------------------- */
