@@ -7,7 +7,7 @@ FLAVOR  ?= patched
 KSRC    ?=
 export KVER FLAVOR KSRC
 
-.PHONY: help demo check kernel kernel-deb userspace selftests lab million scenarios soak install deb dist check-deb clean
+.PHONY: help demo check kernel kernel-deb userspace selftests lab million scenarios soak install deb dist check-deb check-bazel clean
 
 help:
 	@echo 'make demo        restart a server under load, with close and with drain, on this kernel'
@@ -41,7 +41,7 @@ selftests:
 lab million soak scenarios install:
 	@$(MAKE) --no-print-directory -C userspace $@ PREFIX='$(PREFIX)'
 
-deb dist check-deb:
+deb dist check-deb check-bazel:
 	@packaging/$@
 
 clean:
