@@ -15,8 +15,8 @@
  * getsockopt() gives as many bytes of struct reuseport_listen_info as fit, so
  * an int reads the mode alone.
  *
- * The number ("RP") is the same on every architecture, unlike those which
- * asm/socket.h hands out in sequence.
+ * The number ("RP") is the same on every architecture, unlike those that
+ * asm/socket.h assigns in sequence.
  */
 #ifndef SO_REUSEPORT_LISTEN_OFF
 #define SO_REUSEPORT_LISTEN_OFF	0x5250
@@ -31,16 +31,15 @@
 #define REUSEPORT_LISTEN_STANDBY	2
 
 /*
- * No CPU can still be inside a choice which began while this socket could be
- * chosen. Restarted by every change of its own mode to STANDBY or OFF and, of
- * a STANDBY one, when its group gets an ON member where there was none. What
- * other members do does not delay it otherwise.
+ * No CPU can still be inside a choice that began while this socket could be
+ * chosen. Restarted when the socket's own mode changes to STANDBY or OFF and,
+ * for a STANDBY socket, when its group gets an ON member where it had none. No
+ * other change by other members delays it.
  */
 #define REUSEPORT_LISTEN_F_SETTLED	(1U << 0)
 
 /*
- * TCP: a SYN cookie may come back, and no member of the group that is ON
- * could take it.
+ * TCP: a SYN cookie may come back, and no ON member of the group could take it.
  */
 #define REUSEPORT_LISTEN_F_COOKIES	(1U << 1)
 
@@ -49,15 +48,14 @@
 
 /*
  * A listener is drained when it is OFF, or STANDBY with group_on > 0, and
- * SETTLED, and not COOKIES, and both handshakes and queued are 0. Mode,
- * SETTLED and the group's counts are of one instant, handshakes is read after
- * it, and queued after that.
+ * SETTLED, and not COOKIES, and handshakes and queued are both 0. Mode, SETTLED
+ * and the group's counts are read at one instant, then handshakes, then queued.
  *
- * close() of a drained OFF listener loses nothing. That of a STANDBY one
- * loses nothing unless the last ON member leaves first: look at the group
- * again afterwards.
+ * close() of a drained OFF listener loses nothing. close() of a drained STANDBY
+ * listener loses nothing unless the last ON member leaves first: check the
+ * group again afterwards.
  *
- * group_id tells the groups of one network namespace apart. The numbers of two
+ * group_id identifies a group within one network namespace. Numbers of two
  * namespaces cannot be compared.
  */
 struct reuseport_listen_info {
@@ -65,7 +63,7 @@ struct reuseport_listen_info {
 	__u32	flags;		/* REUSEPORT_LISTEN_F_* */
 	__u32	handshakes;	/* TCP: half-open requests to land here */
 	__u32	queued;		/* TCP: accept queue; UDP: bytes to read */
-	__u32	group_id;	/* this and those below: 0 with no group */
+	__u32	group_id;	/* this and those below: 0 without a group */
 	__u32	group_on;
 	__u32	group_standby;
 	__u32	group_off;
