@@ -3,6 +3,7 @@
  * Programs that choose a socket, for the tests of SO_REUSEPORT_LISTEN_OFF.
  */
 #include <linux/bpf.h>
+#include <stdbool.h>
 #include <bpf/bpf_helpers.h>
 
 struct {
@@ -20,6 +21,8 @@ struct {
 } to_assign SEC(".maps");
 
 __s64 answer;		/* of the last bpf_sk_select_reuseport() */
+__u64 select_flags;	/* BPF_SK_REUSEPORT_F_* */
+bool refuse;		/* what was not selected */
 __u64 assign_flags;	/* BPF_SK_LOOKUP_F_* */
 __u64 runs;
 
@@ -27,8 +30,8 @@ static int select_first(struct sk_reuseport_md *md)
 {
 	__u32 key = 0;
 
-	answer = bpf_sk_select_reuseport(md, &to_select, &key, 0);
-	return SK_PASS;
+	answer = bpf_sk_select_reuseport(md, &to_select, &key, select_flags);
+	return answer && refuse ? SK_DROP : SK_PASS;
 }
 
 SEC("sk_reuseport")

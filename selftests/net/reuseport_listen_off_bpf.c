@@ -19,6 +19,10 @@
 
 #define NR_MEMBERS	5
 
+/* BPF_SK_REUSEPORT_F_FLOW, which is an enum of the header where it is known */
+#define F_FLOW		1
+#define F_UNKNOWN	2
+
 static void __attribute__((constructor)) check_kernel(void)
 {
 	require_option();
@@ -264,6 +268,94 @@ TEST_F(bpf, selecting_an_off_member_is_enoent)
 	for (i = 0; i < NR_MEMBERS; i++)
 		ASSERT_EQ(0, set_mode(self->member[i], OFF));
 	EXPECT_EQ(-ECONNREFUSED, WHO());
+}
+
+/* A program may know what belongs to a flow of a UDP socket, whose mode is about
+ * new ones.  A TCP connection that begins is always new.
+ */
+TEST_F(bpf, selecting_for_a_flow)
+{
+	const bool udp = variant->type == SOCK_DGRAM;
+	static const int modes[] = { OFF, STANDBY };
+	struct programs *skel;
+	int i, j, who;
+
+	skel = programs__open_and_load();
+	ASSERT_NE(NULL, skel);
+	ASSERT_EQ(0, name_socket(&skel->maps.to_select, self->member[2]));
+	ASSERT_EQ(0, set_int(self->member[0], SOL_SOCKET,
+			     SO_ATTACH_REUSEPORT_EBPF,
+			     skel->progs.select_one.prog_fd));
+	for (i = 0; i < 2; i++) {
+		ASSERT_EQ(0, set_mode(self->member[2], modes[i]));
+		skel->bss->select_flags = F_UNKNOWN;
+		for (j = 0; j < NR_CLIENTS; j++) {
+			who = WHO();
+			EXPECT_LE(0, who);
+			ASSERT_NE(2, who);
+			ASSERT_EQ(-ENOENT, skel->bss->answer);
+		}
+		skel->bss->select_flags = F_FLOW;
+		for (j = 0; j < NR_CLIENTS; j++) {
+			who = WHO();
+			EXPECT_LE(0, who);
+			ASSERT_EQ(udp, who == 2);
+			ASSERT_EQ(udp ? 0 : -ENOENT, skel->bss->answer);
+		}
+	}
+
+	/* Whom it names gets it even if there is nobody else. */
+	for (i = 0; i < NR_MEMBERS; i++)
+		ASSERT_EQ(0, set_mode(self->member[i], OFF));
+	EXPECT_EQ(udp ? 2 : -ECONNREFUSED, WHO());
+	skel->bss->select_flags = 0;
+	EXPECT_EQ(-ECONNREFUSED, WHO());
+	EXPECT_EQ(-ENOENT, skel->bss->answer);
+	skel->bss->select_flags = F_FLOW;
+	EXPECT_EQ(udp ? 2 : -ECONNREFUSED, WHO());
+
+	/* A closed one is no member, and has no flow. */
+	close(self->member[2]);
+	self->member[2] = -1;
+	ASSERT_EQ(0, set_mode(self->member[4], ON));
+	EXPECT_EQ(4, WHO());
+	EXPECT_EQ(-ENOENT, skel->bss->answer);
+}
+
+/* In a group with nobody to choose, a program is asked for flows alone.  What it
+ * refuses there is not heard: it goes to who is at any address.
+ */
+TEST_F(bpf, selecting_in_a_closed_group)
+{
+	const bool udp = variant->type == SOCK_DGRAM;
+	const struct path *p = variant->path;
+	struct programs *skel;
+	int fds[3], port, i;
+
+	skel = programs__open_and_load();
+	ASSERT_NE(NULL, skel);
+	fds[2] = open_member(p->any, variant->type, 0);
+	ASSERT_LE(0, fds[2]);
+	port = local_port(fds[2]);
+	for (i = 0; i < 2; i++) {
+		fds[i] = open_member(p->specific, variant->type, port);
+		ASSERT_LE(0, fds[i]);
+	}
+	ASSERT_EQ(0, name_socket(&skel->maps.to_select, fds[0]));
+	ASSERT_EQ(0, set_int(fds[0], SOL_SOCKET, SO_ATTACH_REUSEPORT_EBPF,
+			     skel->progs.select_one.prog_fd));
+	skel->bss->refuse = true;
+
+	ASSERT_EQ(0, set_mode(fds[0], OFF));
+	EXPECT_EQ(-ECONNREFUSED, who_gets(p, variant->type, port, fds, 3));
+	skel->bss->select_flags = F_FLOW;
+	EXPECT_EQ(udp ? 0 : -ECONNREFUSED,
+		  who_gets(p, variant->type, port, fds, 3));
+
+	ASSERT_EQ(0, set_mode(fds[1], OFF));
+	EXPECT_EQ(udp ? 0 : 2, who_gets(p, variant->type, port, fds, 3));
+	skel->bss->select_flags = 0;
+	EXPECT_EQ(2, who_gets(p, variant->type, port, fds, 3));
 }
 
 /* A connected socket is a flow, which a mode does not govern: one can name it,
