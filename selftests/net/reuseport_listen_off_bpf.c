@@ -270,8 +270,8 @@ TEST_F(bpf, selecting_an_off_member_is_enoent)
 	EXPECT_EQ(-ECONNREFUSED, WHO());
 }
 
-/* A program may know what belongs to a flow of a UDP socket, whose mode is about
- * new ones.  A TCP connection that begins is always new.
+/* A program may know what belongs to a flow of a UDP socket, whose mode is
+ * about new ones.  A TCP connection that begins is always new.
  */
 TEST_F(bpf, selecting_for_a_flow)
 {
@@ -322,8 +322,8 @@ TEST_F(bpf, selecting_for_a_flow)
 	EXPECT_EQ(-ENOENT, skel->bss->answer);
 }
 
-/* In a group with nobody to choose, a program is asked for flows alone.  What it
- * refuses there is not heard: it goes to who is at any address.
+/* If no member can be chosen, a program is asked for flows alone.  What it
+ * refuses then is not refused: a wildcard socket gets it.
  */
 TEST_F(bpf, selecting_in_a_closed_group)
 {
