@@ -1,16 +1,16 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * UDP flows: while a socket lives, what a client sends goes to the socket that
- * answered it, whatever its mode, and however the group changes.
+ * UDP flows: while a socket lives, a client's datagrams go to the socket that
+ * answered it, whatever its mode and however the group changes.
  *
  *	client ── datagram ──► a socket, by mode and hash
  *	client ◄── answer ──── record_flow: an unconfirmed flow
  *	client ── datagram ──► follow_flow: the same socket; now it is confirmed
  *
- * A sender who has made his address up sees no answer, so where he sends once
- * from each, his flows stay unconfirmed: those push out one another alone. Of the
- * confirmed ones none is given up while it lives. They have a place each, and who
- * wants one looks at the next few for one whose flow is over.
+ * A sender with a forged address sees no answer. If it uses each address once,
+ * its flows stay unconfirmed, and these evict only each other. A confirmed flow
+ * is never evicted while it lives. Each has a place; a new one searches the next
+ * few places for one whose flow has ended.
  */
 #ifndef OPTION_FLOWS_BPF_H
 #define OPTION_FLOWS_BPF_H
@@ -45,7 +45,7 @@ struct {
 	__type(value, struct flow);
 } unconfirmed_flows SEC(".maps");
 
-/* Confirmed flows by uid, so that nobody takes all places. */
+/* Confirmed flows per uid, so that no user takes all places. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -82,7 +82,7 @@ static __always_inline struct flow_counts *counts_of_flows(void)
 	return bpf_map_lookup_elem(&flow_counts, &zero);
 }
 
-/* --- whether a flow goes on --- */
+/* --- whether a flow is live --- */
 
 static __always_inline bool is_silent(const struct flow *f, u64 now, u64 idle)
 {
@@ -91,8 +91,8 @@ static __always_inline bool is_silent(const struct flow *f, u64 now, u64 idle)
 }
 
 /*
- * Memory of closed sockets is used for other ones, at any time; one that is
- * closed and not used again has no port.
+ * Memory of closed sockets may be reused for others at any time; a closed socket
+ * that is not reused has no port.
  */
 static __always_inline bool has_socket(const struct flow *f)
 {
@@ -115,7 +115,7 @@ static __always_inline u64 idle_unconfirmed(const struct flow_table *t,
 	return t->idle < UNCONFIRMED_IDLE ? t->idle : UNCONFIRMED_IDLE;
 }
 
-/* The clock ticks a few hundred times a second; so often is a flow written. */
+/* The clock ticks a few hundred times a second; a flow is not written more often. */
 static __always_inline void touch(struct flow *f, u64 now)
 {
 	if (f->last != now)
@@ -148,8 +148,8 @@ static __always_inline void uncharge_flow(u32 uid)
 }
 
 /*
- * Its place is free as soon as no flow names it. One that another CPU has just
- * recorded anew by this key may go instead: then its next answer records it.
+ * Its place is free as soon as no flow names it. This may delete a flow that
+ * another CPU has just recorded by this key: its next answer records it again.
  */
 static __always_inline void forget_flow(const struct flow_key *key, u32 uid)
 {
@@ -165,7 +165,7 @@ struct placing {
 	u32 placed;
 };
 
-/* Looks at one place more; who holds it alone changes what it names. */
+/* Checks the next place; only its holder changes what it names. */
 static long try_place(u32 i, struct placing *p)
 {
 	const struct flow_table *t = p->table;
@@ -192,7 +192,7 @@ static long try_place(u32 i, struct placing *p)
 		err = bpf_map_update_elem(&flows, &p->key, &p->flow, BPF_NOEXIST);
 		if (err)
 			uncharge_flow(p->flow.uid);
-		/* by another CPU meanwhile: that is as good */
+		/* another CPU has done it: just as good */
 		p->placed = !err || err == -EEXIST;
 	}
 	__sync_val_compare_and_swap(&place->held, 1, 0);
@@ -216,7 +216,7 @@ static __always_inline void confirm(const struct flow_table *t,
 		__sync_fetch_and_add(&p.counts->full, 1);
 }
 
-/* --- a datagram that came --- */
+/* --- an incoming datagram --- */
 
 static __always_inline void as_mapped(u32 *to, u32 ipv4)
 {
@@ -246,7 +246,7 @@ static __always_inline bool read_addresses(struct sk_reuseport_md *ctx,
 	return true;
 }
 
-/* The flow of this key, if it goes on; confirms it. */
+/* The flow of this key, if it is live; confirms it. */
 static __always_inline struct flow *flow_of(const struct flow_table *t,
 					    const struct flow_key *key, u64 now)
 {
@@ -258,7 +258,7 @@ static __always_inline struct flow *flow_of(const struct flow_table *t,
 	f = bpf_map_lookup_elem(&unconfirmed_flows, key);
 	if (!f)
 		return NULL;
-	copy = *f;	/* another's from one moment to the next, where the table is full */
+	copy = *f;	/* in a full table it may be replaced at any moment */
 	if (!is_live(&copy, now, idle_unconfirmed(t, &copy)))
 		return NULL;
 	copy.last = now;
@@ -266,7 +266,7 @@ static __always_inline struct flow *flow_of(const struct flow_table *t,
 	return bpf_map_lookup_elem(&flows, key) ?: f;
 }
 
-/* RFC 9000, 17.3: neither that nor what is told here is sure of other protocols. */
+/* RFC 9000, 17.3. Datagrams of other protocols may look the same. */
 static __always_inline bool has_short_header(struct sk_reuseport_md *ctx)
 {
 	u8 first;
@@ -276,8 +276,8 @@ static __always_inline bool has_short_header(struct sk_reuseport_md *ctx)
 }
 
 /*
- * Whether the datagram is of a flow, and was given to its socket. Select fails
- * for a socket that is closing, and for one that is not taken in.
+ * Whether the datagram belongs to a flow and went to its socket. The selection
+ * fails for a socket that is closing or not adopted.
  */
 static __always_inline bool follow_flow(struct sk_reuseport_md *ctx)
 {
@@ -303,7 +303,7 @@ static __always_inline bool follow_flow(struct sk_reuseport_md *ctx)
 	now = bpf_ktime_get_coarse_ns();
 	f = flow_of(t, &key, now);
 	if (!f && ctx->bind_inany) {
-		/* of an answer that did not say by which address */
+		/* of an answer that did not set its local address */
 		__builtin_memset(key.local, 0, sizeof(key.local));
 		f = flow_of(t, &key, now);
 	}
@@ -312,7 +312,7 @@ static __always_inline bool follow_flow(struct sk_reuseport_md *ctx)
 	sk = (const struct sock *)f->sk;
 	cookie = f->cookie;
 	m = bpf_map_lookup_elem(&members, &cookie);
-	/* connected: it takes nothing from others any more */
+	/* connected: it receives nothing from others any more */
 	if (!m || BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_ESTABLISHED)
 		goto unknown;
 	index = m->index;
@@ -330,8 +330,8 @@ unknown:
 /* --- an answer --- */
 
 /*
- * A socket sends: if it is of a group, to whoever it is, that is a flow. As far
- * as it lives, it stays with the socket that it has.
+ * A socket sends: if it is in a group, that is a flow, whoever receives it. A live
+ * flow stays with its socket.
  */
 static __always_inline void record_flow(const struct sock *sk, u64 cookie,
 					struct flow_key *key)
@@ -366,7 +366,7 @@ static __always_inline void record_flow(const struct sock *sk, u64 cookie,
 	bpf_map_update_elem(&unconfirmed_flows, key, &new, BPF_ANY);
 }
 
-/* Whether a socket sends for a group: not one that is connected. */
+/* Whether a socket sends for a group: not if it is connected. */
 static __always_inline bool find_group(const struct sock *sk, u32 *group)
 {
 	struct sock_reuseport *reuse = BPF_CORE_READ(sk, sk_reuseport_cb);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// UDP flows, as user space sees them: how large their tables are, and who has how many.
+// UDP flows in user space: the size of their tables, and the number of flows per socket.
 #include <bpf/bpf.h>
 #include <sys/socket.h>
 
@@ -17,8 +17,8 @@ std::chrono::milliseconds in_ms(std::uint64_t ns) {
   return std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::nanoseconds(ns));
 }
 
-/// Adds the flows of @p map that are not silent for longer than @p idle, or, those that could not
-/// be confirmed, than @p early, by their sockets.
+/// Counts the flows of @p map per socket, without those that have been silent for longer than
+/// @p idle or, if they could not be confirmed, @p early.
 Status add_flows(int map, std::uint64_t now, std::uint64_t idle, std::uint64_t early,
                  std::unordered_map<std::uint64_t, std::size_t>& by_cookie) {
   constexpr std::uint32_t at_once = 8192;  // more than a bucket ever has
@@ -98,7 +98,7 @@ Result<Flows> flows_of(const Object& object) {
   out.full = counts.full;
   out.short_headers = counts.short_headers;
   const std::uint64_t idle = t->idle;
-  // in this order: one that is confirmed meanwhile is counted twice rather than not at all
+  // in this order: a flow that is confirmed in between is counted twice rather than not at all
   if (auto ok = add_flows(object.map("unconfirmed_flows"), *now,
                           std::min<std::uint64_t>(idle, UNCONFIRMED_IDLE), idle, out.of);
       !ok) {
@@ -107,7 +107,7 @@ Result<Flows> flows_of(const Object& object) {
   if (auto ok = add_flows(object.map("flows"), *now, idle, idle, out.of); !ok) {
     return tl::unexpected(ok.error());
   }
-  // of sockets that are closed there is nothing to follow
+  // flows of closed sockets do not count
   std::erase_if(out.of, [&](const auto& each) {
     table::member member{};
     return bpf_map_lookup_elem(object.map("members"), &each.first, &member) != 0;

@@ -1,9 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * What the BPF programs of this project, here and in ../ctl/host, read of the
- * kernel: the few structs, with the few fields that are used. CO-RE finds the
- * fields in the running kernel's BTF by name, so order and size here mean
- * nothing.
+ * The kernel structs that the BPF programs of this project, here and in
+ * ../ctl/host, read, with only the fields in use. CO-RE finds the fields in the
+ * running kernel's BTF by name, so order and size do not matter here.
  */
 #ifndef OPTION_KERNEL_BPF_H
 #define OPTION_KERNEL_BPF_H
@@ -47,7 +46,7 @@ typedef __u64 u64;
 #pragma clang attribute push(__attribute__((preserve_access_index)), \
 			     apply_to = record)
 
-/* include/net/inet_hashtables.h: where listening TCP sockets are found */
+/* include/net/inet_hashtables.h: the table of listening TCP sockets */
 struct hlist_nulls_node {
 	struct hlist_nulls_node *next;
 };
@@ -284,8 +283,8 @@ struct bpf_array {
 
 /*
  * The address of a socket that the verifier knows as one. Programs of these
- * types get no field out of it but those of struct bpf_sock; its address, which
- * bpf_probe_read_kernel() takes, comes by way of the stack.
+ * types can read only the fields of struct bpf_sock; a copy through the stack
+ * gives the address that bpf_probe_read_kernel() takes.
  */
 static __always_inline struct sock *address_of(const void *socket)
 {

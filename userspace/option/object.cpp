@@ -34,7 +34,7 @@ namespace {
 
 using reuseport::fail;
 
-/// The clock that ticks once a jiffy says how long that is.
+/// The resolution of the coarse clock is one jiffy.
 std::uint32_t jiffies_per_second() {
   timespec tick{};
   ::clock_getres(CLOCK_MONOTONIC_COARSE, &tick);
@@ -47,8 +47,8 @@ std::string hint_for(int errnum) {
   switch (errnum) {
     case EPERM:
     case EACCES:
-      return "needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON (root has them), and no lockdown of the "
-             "kernel's memory";
+      return "needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON (root has them), and a kernel that is "
+             "not locked down";
     case ESRCH: return "the kernel has no BTF (CONFIG_DEBUG_INFO_BTF), or is older than 6.1";
     case E2BIG: return "the table is full";
     case ENOMEM: return "not enough memory for the tables";
@@ -56,7 +56,7 @@ std::string hint_for(int errnum) {
   }
 }
 
-/// 0: the kernel does not say (CONFIG_KALLSYMS_ALL, kernel.kptr_restrict).
+/// 0: the kernel does not reveal it (CONFIG_KALLSYMS_ALL, kernel.kptr_restrict).
 std::uint64_t address_of_rcu_state() {
   std::ifstream symbols("/proc/kallsyms");
   std::uint64_t address = 0;
@@ -70,7 +70,7 @@ std::uint64_t address_of_rcu_state() {
   return 0;
 }
 
-/// Where BTF says the per-CPU variables are that call_find_rcu() needs.
+/// The offsets, from BTF, of the per-CPU variables that call_find_rcu() needs.
 Status per_cpu_offsets(table::call& call) {
   const std::unique_ptr<btf, void (*)(btf*)> kernel(btf__load_vmlinux_btf(), btf__free);
   if (!kernel) {
@@ -92,8 +92,8 @@ Status per_cpu_offsets(table::call& call) {
   return {};
 }
 
-/// Whatever closes a bound UDP socket has RCU free it: a grace period begins, on one CPU and with
-/// nohz_full, too.
+/// A bound UDP socket is freed by RCU when it is closed: that starts a grace period, also on one
+/// CPU and with nohz_full.
 void hurry_grace_period() {
   const Fd fd(::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
   const sockaddr_in any{AF_INET, 0, {}, {}};
@@ -171,12 +171,12 @@ Result<Object> Object::open(GroupSize size, bool sees_closing, std::uint32_t flo
     return bpf_fail("open the BPF object", errno);
   }
 
-  // the tables of a session are its own: there is nobody to keep room for
+  // a session has its own tables: it need not reserve room for other users
   const std::uint32_t of_one_uid = sees_closing ? MAX_MEMBERS / 4 : MAX_MEMBERS;
   const table::settings settings{jiffies_per_second(), of_one_uid, sees_closing ? 1U : 0U};
   bpf_map* map = bpf_object__find_map_by_name(o.object_.get(), ".rodata.settings");
   if (map == nullptr || bpf_map__set_initial_value(map, &settings, sizeof(settings)) != 0) {
-    return fail("open the BPF object", EINVAL, "it is not the one this program was built with");
+    return fail("open the BPF object", EINVAL, "it is not the object this program was built with");
   }
   for (const char* name : flow_maps) {
     map = bpf_object__find_map_by_name(o.object_.get(), name);
@@ -217,7 +217,7 @@ Status Object::load() {
                          : bpf_fail("load the BPF programs", -err);
   }
 
-  // what a group starts as: every slot free, at its own position
+  // the initial state of a group: every slot free, at its own position
   const auto slots = static_cast<std::size_t>(size_);
   const std::size_t header = offsetof(table::group, slots);
   std::vector<char> bytes(header + slots * sizeof(table::slot));
@@ -263,7 +263,7 @@ Result<table::look> Object::find_namespace() const {
   }
   if (look.net == 0 || look.lhash2 == 0 || look.lhash2_mask == 0) {
     return fail("look for the kernel's listeners", EOPNOTSUPP,
-                "reads of the kernel's memory give nothing: is it locked down?");
+                "cannot read kernel memory: is the kernel locked down?");
   }
   return look;
 }
@@ -323,7 +323,7 @@ Status Object::take_datagram(int fd, std::uint64_t cookie) const {
       if (bpf_map_update_elem(map("datagram_index"), &cookie, &index, BPF_ANY) != 0) {
         return bpf_fail("bpf(BPF_MAP_UPDATE_ELEM, datagram_index)", errno);
       }
-      return attach_stub(fd);  // last: whose socket is another tool's keeps the program of that
+      return attach_stub(fd);  // last: a socket of another tool keeps that tool's program
     }
     if (errno != EEXIST) {
       const int err = errno;
@@ -369,7 +369,7 @@ Status Object::see_grace_periods() const {
       return offsets;
     }
   }
-  // any TCP socket will do to find the way in
+  // any TCP socket will do
   const Fd listener(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
   if (!listener || ::listen(listener.get(), 1) != 0) {
     return fail("listen", errno);
@@ -406,7 +406,7 @@ Status Object::see_grace_periods() const {
   }
   return fail(
       "look for grace periods", ENOTSUP,
-      "the kernel does not say where it counts them (CONFIG_KALLSYMS_ALL), or is locked down");
+      "the kernel does not reveal where it counts them (CONFIG_KALLSYMS_ALL), or is locked down");
 }
 
 Result<table::look> look_of(const Object& object, int netns) {
@@ -423,7 +423,7 @@ Status adopt_datagrams(const Object& object, const FindDescriptors& find) {
   if (!found) {
     return tl::unexpected(found.error());
   }
-  // Another group on the port, say a stranger's on another address, is none of ours.
+  // Other groups on the port, e.g. on another address, do not concern us.
   std::unordered_set<std::uint64_t> groups;
   for (const table::datagram& each : *found) {
     if (each.known != 0) {
@@ -448,7 +448,7 @@ Status adopt_datagrams(const Object& object, const FindDescriptors& find) {
   const std::vector<Fd> fds = find(missing);
   for (std::size_t i = 0; i < fds.size() && i < missing.size(); i++) {
     if (fds[i]) {
-      // One that cannot be taken in stays unknown, and SETTLED is not said beside it.
+      // One that cannot be adopted stays unknown, and SETTLED is not set beside it.
       static_cast<void>(detached.contains(missing[i])
                             ? object.attach_stub(fds[i].get())
                             : object.take_datagram(fds[i].get(), missing[i]));
@@ -482,7 +482,7 @@ Status Object::wait_grace_period() {
     return ok;
   }
   // An update of a map of maps returns after a grace period (maybe_wait_bpf_programs() in
-  // kernel/bpf/syscall.c): on one CPU and with nohz_full, too, where membarrier(2) does nothing.
+  // kernel/bpf/syscall.c), also on one CPU and with nohz_full, where membarrier(2) does nothing.
   const int inner = waiter_inner_.get();
   if (bpf_map_update_elem(waiter_.get(), &zero, &inner, BPF_ANY) != 0) {
     return bpf_fail("bpf(BPF_MAP_UPDATE_ELEM, ARRAY_OF_MAPS)", errno);

@@ -24,86 +24,85 @@ namespace reuseport::option::table {
 }
 
 namespace reuseport::option {
-/// `flow_table` is the last to be pinned and the first to go: where it is, the others are, too.
+/// `flow_table` is pinned last and unpinned first: if it is there, the others are too.
 inline constexpr std::array flow_maps = {"flows",      "flow_places", "unconfirmed_flows",
                                          "flow_users", "flow_counts", "flow_table"};
 }  // namespace reuseport::option
 
 namespace reuseport::option {
 
-/// An Error of a BPF call, with what to do about it where that is known.
+/// An Error of a BPF call, with a hint if there is one.
 [[nodiscard]] tl::unexpected<Error> bpf_fail(std::string call, int errnum);
 
-/// The hint of the error that refuse_own_option() gives.
+/// The hint of refuse_own_option()'s error.
 inline constexpr const char* own_option = "the kernel has SO_REUSEPORT_LISTEN_OFF itself";
-/// EEXIST where the kernel has the option itself: that one wins.
+/// EEXIST if the kernel has the option itself, which takes precedence.
 [[nodiscard]] Status refuse_own_option();
 
-/// Runs @p body in the network namespace @p netns; -1: where the caller is. In a thread of its own,
-/// so the caller's namespace does not change.
+/// Runs @p body in the network namespace @p netns (-1: the caller's), in its own thread, so that
+/// the caller's namespace does not change.
 [[nodiscard]] Status in_netns(int netns, const std::function<Status()>& body);
 
 /// SO_COOKIE
 [[nodiscard]] Result<std::uint64_t> cookie_of(int fd);
 
-/// Tells one build of the object from another.
+/// Identifies the build of the object.
 [[nodiscard]] std::uint64_t build_of(GroupSize size);
 
-/// The object of one group size; loaded, or put together of maps and programs that were pinned.
+/// The object for one group size: loaded, or assembled from pinned maps and programs.
 class Object {
  public:
-  /// What is pinned comes by hold_map() and hold_program().
+  /// For pinned maps and programs, see hold_map() and hold_program().
   Object() = default;
-  /// Opens it; nothing is in the kernel yet.
-  /// @p sees_closing  the programs will be told when a member closes
-  /// @p flows         room for so many UDP flows; 0: without the programs that want their tables
+  /// Opens it; nothing is loaded into the kernel yet.
+  /// @p sees_closing  see_closing() will be attached and notice when a member closes
+  /// @p flows         room for this many UDP flows; 0: without the programs that need their tables
   [[nodiscard]] static Result<Object> open(GroupSize size, bool sees_closing,
                                            std::uint32_t flows = 0);
-  /// Programs that are not needed stay out.
+  /// Does not load programs that are not needed.
   void only(const std::vector<std::string>& programs);
-  /// Uses the pinned map of that name instead of one of its own.
+  /// Uses the pinned map of that name instead of a new one.
   [[nodiscard]] Status reuse(const std::string& map, int fd);
   [[nodiscard]] Status load();
 
   void hold_map(const std::string& name, Fd fd) { held_maps_[name] = std::move(fd); }
   void hold_program(const std::string& name, Fd fd) { held_programs_[name] = std::move(fd); }
 
-  /// Descriptors; negative where there is none of that name.
+  /// Descriptors; negative if there is none of that name.
   [[nodiscard]] int map(const std::string& name) const;
   [[nodiscard]] int program(const std::string& name) const;
 
-  /// For the network namespace that the caller is in: what choose() needs to know of it.
+  /// What choose() needs to know about the caller's network namespace.
   [[nodiscard]] Result<table::look> find_namespace() const;
-  /// Lets choose() of this object work in that namespace. Before it is attached.
+  /// Prepares choose() of this object for that namespace. Call before attaching it.
   [[nodiscard]] Status look_at(const table::look& look) const;
   /// Puts the listeners on `wanted` ports into `listeners`; their cookies.
   [[nodiscard]] Result<std::vector<std::uint64_t>> find_listeners() const;
-  /// Run in the namespace: its UDP sockets on `wanted` ports and in the
-  /// cgroups. Those that take_datagram() was given are taken in, and what connected or disconnected
-  /// since is noted.
+  /// Run in the namespace: its UDP sockets on `wanted` ports and in the cgroups. Adopts those
+  /// passed to take_datagram(), and notices sockets that have connected or disconnected since.
   [[nodiscard]] Result<std::vector<table::datagram>> find_datagrams() const;
-  /// Gives a bound UDP socket to the programs, and its group our program. EBUSY: its group has
-  /// another one, or the socket is in another REUSEPORT_SOCKARRAY.
+  /// Passes a bound UDP socket to the programs, and attaches our program to its group. EBUSY: its
+  /// group has another one, or the socket is in another REUSEPORT_SOCKARRAY.
   [[nodiscard]] Status take_datagram(int fd, std::uint64_t cookie) const;
-  /// The last of that alone.
+  /// Only attaches our program to its group.
   [[nodiscard]] Status attach_stub(int fd) const;
-  /// Puts the choice for UDP where the program of the groups calls it.
+  /// Installs the selection for UDP where the program of the groups calls it.
   [[nodiscard]] Status set_datagram_chooser(bool flows = false) const;
 
-  /// Readies the tables of a new scope, or for the programs of this build.
+  /// Prepares the tables of a new scope, or for the programs of this build.
   [[nodiscard]] Status begin() const;
 
-  /// Readies the tables of flows.
+  /// Prepares the tables of flows.
   [[nodiscard]] Status begin_flows(const FlowOptions& options) const;
 
-  /// Runs a call_* program. Its own answer is in call.error.
+  /// Runs a call_* program. The program's result is in call.error.
   [[nodiscard]] Status run(const char* program, table::call& call) const;
 
-  /// Makes sure that the programs can see grace periods pass by themselves, as setsockopt() and
-  /// getsockopt() of others need it. ENOTSUP: they cannot.
+  /// Makes sure that the programs can observe grace periods, as setsockopt() and getsockopt() of
+  /// other processes need it. ENOTSUP: they cannot.
   [[nodiscard]] Status see_grace_periods() const;
 
-  /// Waits until all CPUs have left what they are in, and says so to the programs.
+  /// Waits for a grace period, and tells the programs.
   [[nodiscard]] Status wait_grace_period();
 
  private:
@@ -114,7 +113,7 @@ class Object {
   std::map<std::string, Fd> held_maps_;
   std::map<std::string, Fd> held_programs_;
   GroupSize size_ = GroupSize::normal;
-  mutable std::uint32_t next_index_ = 0;  // in `datagrams`, where a free one is looked for
+  mutable std::uint32_t next_index_ = 0;  // in `datagrams`: where to search for a free one
   Fd waiter_;                             // see wait_grace_period()
   Fd waiter_inner_;
   table::grace_periods waited_{};
@@ -125,7 +124,7 @@ class Object {
 /// The clock of flow::last and member::taken_in, in ns.
 [[nodiscard]] Result<std::uint64_t> flow_clock(const Object& object);
 
-/// For how long flows of a member are confirmed, at @p now of flow_clock(); @p all are flows_of().
+/// How long flows of a member have been recorded, at @p now of flow_clock(); @p all is flows_of().
 [[nodiscard]] Result<std::chrono::milliseconds> known_for(const Object& object,
                                                           std::uint64_t cookie, std::uint64_t now,
                                                           const Flows& all);
@@ -136,9 +135,8 @@ class Object {
 /// find_namespace() of @p netns; -1: the caller's own.
 [[nodiscard]] Result<table::look> look_of(const Object& object, int netns);
 
-/// Run in the namespace: takes in the UDP sockets there that are of an enabled cgroup, or in a
-/// group with one that is known, as far as @p find gives their descriptors. A group with a program
-/// of somebody else's stays as it is.
+/// Run in the namespace: adopts its UDP sockets that are in an enabled cgroup, or in a group with a
+/// known member, if @p find returns their descriptors. Leaves groups with another program alone.
 [[nodiscard]] Status adopt_datagrams(const Object& object, const FindDescriptors& find);
 
 }  // namespace reuseport::option

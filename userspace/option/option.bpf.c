@@ -7,19 +7,19 @@
  *	set_option	the option itself, for the processes of a cgroup; and
  *	get_option	see_bound, see_listening, see_closing: its listeners
  *	call_*		the same for a tool, by BPF_PROG_TEST_RUN
- *	find_*		what a tool needs to begin with
+ *	find_*		what a tool needs at the start
  *
- * The rule that everything here keeps: no connection goes to a listener that is
- * not in the reuseport group of the one that the kernel itself would have come
- * by. Groups are the kernel's own. choose() walks the kernel's table as the
- * kernel does; what it comes by and does not know, it leaves to the kernel.
+ * The invariant: no connection goes to a listener outside the reuseport group
+ * of the one that the kernel itself would have found. Groups are the kernel's
+ * own. choose() walks the kernel's table as the kernel does, and leaves
+ * listeners that it does not know to the kernel.
  */
 #include "flows.bpf.h"
 #include "table.bpf.h"
 
 char LICENSE[] SEC("license") = "GPL";
 
-/* --- what a listener tells --- */
+/* --- the state of a listener --- */
 
 static __always_inline bool recent_overflow(const struct sock *sk)
 {
@@ -49,8 +49,8 @@ static __always_inline void read_queues(const struct sock *sk, u8 protocol,
 		    BPF_CORE_READ(up, forward_deficit);
 		info->queued = n > 0 ? n : 0;
 		/*
-		 * Two reads of what changes meanwhile: 0 is said only where the
-		 * queues are empty, too. Datagrams go from the first to the second.
+		 * These are two reads of changing values: report 0 only if the
+		 * queues are empty too. Datagrams move from the first to the second.
 		 */
 		if (!info->queued)
 			info->queued = BPF_CORE_READ(sk, sk_receive_queue.qlen) ?:
@@ -71,8 +71,8 @@ static __always_inline u64 program_of(const struct sock *sk)
 }
 
 /*
- * Fills info, and says whether a grace period is worth hurrying for: the first
- * time that SETTLED is asked for after a change.
+ * Fills info. Returns whether to start a grace period: the first time that
+ * SETTLED is queried after a change.
  */
 static __always_inline bool tell(const struct sock *sk, struct member *m,
 				 struct group *g,
@@ -121,7 +121,7 @@ static __always_inline bool tell(const struct sock *sk, struct member *m,
 	read_queues(sk, g->protocol, info);
 	/*
 	 * A request stops being half-open a moment before it is queued. So
-	 * with none half-open, whoever is in that moment is waited for, too.
+	 * with none half-open, wait for requests in that moment too.
 	 */
 	if (!settled || info->handshakes) {
 		m->none_half_open = 0;
@@ -143,7 +143,7 @@ static __always_inline struct group *group_of(const struct member *m)
 	return bpf_map_lookup_elem(&groups, &m->key);
 }
 
-/* --- the choice --- */
+/* --- the selection --- */
 
 /* of its namespace; written by user space before it is attached */
 struct look look SEC(".data.look");
@@ -191,13 +191,13 @@ static __always_inline u32 jhash_4words(const u32 *k, u32 initval)
 
 #define MAX_WALK	8192	/* listeners in one bucket, at most */
 
-/* One lookup: what for, and how far it has come. */
+/* One lookup: what it looks for, and its progress. */
 struct walk {
 	u32 address[4];		/* 0: the wildcard's turn */
 	u32 device;
 	u16 port;
 	u8 family;
-	u8 vrf;			/* came in by one: whom that matches */
+	u8 vrf;			/* arrived through a VRF: what that matches */
 	u8 unsure;		/* found one that may match */
 	u64 node;		/* next in the bucket; odd or 0: its end */
 	u64 sk;			/* found */
@@ -227,11 +227,11 @@ static __always_inline void begin_bucket(struct walk *w)
 	w->node = (u64)BPF_CORE_READ(bucket, nulls_head.first);
 }
 
-/* Of a packet that came in by a VRF: see inet_bound_dev_eq(). */
+/* For a packet that arrived through a VRF: see inet_bound_dev_eq(). */
 enum vrf {
 	NO_VRF,
-	VRF_ONLY,	/* its sockets alone */
-	VRF_ACCEPT,	/* tcp_l3mdev_accept: those of no device, too */
+	VRF_ONLY,	/* only its sockets */
+	VRF_ACCEPT,	/* tcp_l3mdev_accept: also those without a device */
 };
 
 struct device_walk {
@@ -256,7 +256,7 @@ static long look_at_device(u32 i, struct device_walk *w)
 	return 0;
 }
 
-/* The device that a packet came in by is the VRF, no more its own. */
+/* The packet's device is the VRF by now, not the one it arrived through. */
 static __always_inline enum vrf vrf_of(u32 ifindex)
 {
 	const struct net *net = (const struct net *)look.net;
@@ -315,7 +315,7 @@ static long look_at_next(u32 i, struct walk *w)
 		return 0;
 	device = BPF_CORE_READ(sk, __sk_common.skc_bound_dev_if);
 	if (device && device != w->device) {
-		/* maybe the one of the VRF by which it came; that is not told */
+		/* maybe the device in the VRF that it arrived through; unknown */
 		w->unsure = true;
 		return 1;
 	}
@@ -325,7 +325,7 @@ static long look_at_next(u32 i, struct walk *w)
 	if (!reuse) {
 		/*
 		 * A listener without SO_REUSEPORT; or one that is just leaving
-		 * its group and the table: then others of it follow.
+		 * its group and the table: then other members follow.
 		 */
 		if (!w->lone)
 			w->lone = (u64)sk;
@@ -338,8 +338,8 @@ static long look_at_next(u32 i, struct walk *w)
 
 enum verdict {
 	CHOSEN,
-	NOBODY,		/* all closed to it: the lookup goes on */
-	LEFT_OPEN,	/* left to the kernel, for lack of knowledge */
+	NOBODY,		/* no member may be chosen: the lookup continues */
+	LEFT_OPEN,	/* left to the kernel: something is unknown */
 };
 
 /* One choice in one group. */
@@ -352,7 +352,7 @@ struct choice {
 	u32 verdict;
 };
 
-/* Gives the connection to a member, if the kernel has that in the group, too. */
+/* Assigns the connection to a member if it is in the kernel's group too. */
 static __always_inline bool give(struct choice *c, u64 cookie)
 {
 	struct bpf_sock *sk = bpf_map_lookup_elem(&listeners, &cookie);
@@ -364,7 +364,7 @@ static __always_inline bool give(struct choice *c, u64 cookie)
 		return false;	/* it is closing */
 	member = address_of(sk);
 	reuse = (u64)BPF_CORE_READ(member, sk_reuseport_cb);
-	/* who was found may leave it meanwhile, and a group that grows moves */
+	/* the one found may have left it, and a group that grows moves */
 	if (member == found ||
 	    (reuse && (reuse == c->reuse ||
 		       reuse == (u64)BPF_CORE_READ(found, sk_reuseport_cb))))
@@ -373,7 +373,7 @@ static __always_inline bool give(struct choice *c, u64 cookie)
 	return given;
 }
 
-/* No lock: a member that is just changing its place is passed over. */
+/* Takes no lock: skips a member that is just moving. */
 static long try_one(u32 i, struct choice *c)
 {
 	struct group *g = c->group;
@@ -388,7 +388,7 @@ static long try_one(u32 i, struct choice *c)
 		return 1;
 	}
 	s = slot_at(g, slot_at(g, (u64)c->hash * n >> 32)->perm);
-	/* in this order: a slot that is freed and taken again is not ON at first */
+	/* in this order: a slot that is freed and reused is not ON at first */
 	cookie = *(volatile u64 *)&s->cookie;
 	if (*(volatile u8 *)&s->section == wanted && give(c, cookie)) {
 		c->verdict = CHOSEN;
@@ -398,7 +398,7 @@ static long try_one(u32 i, struct choice *c)
 	return 0;
 }
 
-/* That unlucky, or many are closing: one after the other, each seen whole. */
+/* After too many misses, or if many are closing: try all, under the lock. */
 static long try_next(u32 i, struct choice *c)
 {
 	struct group *g = c->group;
@@ -420,8 +420,8 @@ static long try_next(u32 i, struct choice *c)
 }
 
 /*
- * Whether the kernel has somebody in this group whom we do not, or a program
- * that chooses. Both sides change meanwhile; only what stays so is true.
+ * Whether the kernel's group has a member that ours lacks, or a program that
+ * chooses. Both change concurrently; only a stable difference counts.
  */
 static __always_inline bool has_unknown(struct group *g, const struct sock *sk)
 {
@@ -455,7 +455,7 @@ static __always_inline void count_left(enum left_reason why)
 }
 
 /*
- * Also where all are ON: who is not may have joined by the time that the kernel
+ * Also if all are ON: one that is not may have joined by the time the kernel
  * would choose.
  */
 static __always_inline void choose_in(struct choice *c)
@@ -472,7 +472,7 @@ static __always_inline void choose_in(struct choice *c)
 		count_left(LEFT_NO_MEMBER);
 }
 
-/* Who was not to get it may get it now. */
+/* A member that must not get the connection may get it now. */
 static __always_inline void leave_open(struct group *g)
 {
 	if (g)
@@ -482,7 +482,7 @@ static __always_inline void leave_open(struct group *g)
 /* A lookup: at an address, in one group after the other, then at the wildcard. */
 struct lookup {
 	struct walk walk;
-	u64 passed_over;	/* cookie of a member of the group that had nobody */
+	u64 passed_over;	/* cookie of a member of the group without a choice */
 	u32 hash;
 	u32 unused;
 };
@@ -491,12 +491,12 @@ enum answer {
 	GO_ON,
 	PASS = 2,	/* other numbers than SK_PASS: clang would return it as it is */
 	DROP,
-	KERNEL,		/* left to the kernel, for lack of knowledge */
+	KERNEL,		/* left to the kernel: something is unknown */
 };
 
 /*
- * One group, or the step to the wildcard address. Not static: then the verifier
- * looks at it once, and not at each way through all of its calls.
+ * One group, or the step to the wildcard address. Not static, so that the
+ * verifier checks it once, not along every path of its callers.
  */
 int look_once(struct bpf_sk_lookup *ctx, struct lookup *l)
 {
@@ -520,7 +520,7 @@ int look_once(struct bpf_sk_lookup *ctx, struct lookup *l)
 		w.lone = 0;
 	}
 	if (!w.sk && at_end(&w)) {
-		/* nobody here: now the wildcard address */
+		/* none here: try the wildcard address */
 		if (!(w.address[0] | w.address[1] | w.address[2] |
 		      w.address[3]))
 			return DROP;
@@ -539,7 +539,7 @@ int look_once(struct bpf_sk_lookup *ctx, struct lookup *l)
 	if (!c.group) {
 		if (found && BPF_CORE_READ(found, __sk_common.skc_state) !=
 				     TCP_LISTEN)
-			goto go_on;	/* has closed meanwhile */
+			goto go_on;	/* it has been closed */
 		count_left(LEFT_UNKNOWN_LISTENER);
 		return KERNEL;
 	}
@@ -600,14 +600,14 @@ int choose(struct bpf_sk_lookup *ctx)
 		return SK_DROP;
 	if (answer == GO_ON)
 		count_left(LEFT_TOO_LONG);
-	/* the group that had nobody is left to the kernel, too */
+	/* the group without a choice is left to the kernel too */
 	cookie = l.passed_over;
 	m = bpf_map_lookup_elem(&members, &cookie);
 	leave_open(m ? group_of(m) : NULL);
 	return SK_PASS;
 }
 
-/* --- the choice for UDP --- */
+/* --- the selection for UDP --- */
 
 struct datagram_choice {
 	struct sk_reuseport_md *ctx;
@@ -643,7 +643,7 @@ static long try_datagram(u32 i, struct datagram_choice *c)
 	if (!m)
 		return 0;
 	index = m->index;
-	/* fails for one that is not in the group of this lookup, too */
+	/* also fails for a socket outside the group of this lookup */
 	if (bpf_sk_select_reuseport(c->ctx, &datagrams, &index, 0))
 		return 0;
 	c->verdict = CHOSEN;
@@ -692,9 +692,10 @@ int choose_flow(struct sk_reuseport_md *ctx)
 }
 
 /*
- * What is attached to a group: the kernel's own, so newcomers inherit it. A
- * program stays there when its tool is gone, but the kernel empties this map
- * when nobody holds it or has it pinned: then the kernel chooses again.
+ * The program attached to a group, which is the kernel's own group, so that
+ * newcomers inherit it. It stays attached when its tool is gone, but the kernel
+ * empties this map when it is neither held nor pinned: then the kernel chooses
+ * again.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
@@ -728,7 +729,7 @@ struct {
 	__type(value, struct about);
 } about SEC(".maps");
 
-/* What a socket keeps while it is in no group. */
+/* The state of a socket while it is in no group. */
 struct kept {
 	u64 settled;		/* rcu_snapshot() of its last change */
 	u32 mode;
@@ -751,8 +752,8 @@ struct {
 } hurry SEC(".maps");
 
 /*
- * Makes a grace period happen: what is deleted here is freed after one. On a
- * busy machine one is never far; on an idle one nobody else may ask for it.
+ * Makes a grace period happen: what is deleted here is freed after one. A busy
+ * machine has one soon anyway; an idle one may not have any.
  */
 #define hurry_grace_period(sk)						\
 ({									\
@@ -761,8 +762,8 @@ struct {
 })
 
 /*
- * The errno that the call ends with. The verifier of newer kernels wants to see
- * that it is one, as a 64-bit value; bpf_helpers.h declares an int.
+ * The errno that the call returns. The verifier of newer kernels requires a
+ * 64-bit value in its range; bpf_helpers.h declares an int.
  */
 static __always_inline void fail_with(long err)
 {
@@ -804,7 +805,7 @@ static __always_inline int set_option_of(struct bpf_sockopt *ctx)
 	u8 state;
 	int err;
 
-	/* the kernel's buffer is larger than what the caller gave */
+	/* the kernel's buffer is larger than the caller's */
 	if (ctx->optlen < (int)sizeof(*mode) ||
 	    (void *)(mode + 1) > ctx->optval_end)
 		return -EINVAL;
@@ -850,7 +851,7 @@ static __always_inline int set_option_of(struct bpf_sockopt *ctx)
 		if (err)
 			return err;
 	} else if (g) {
-		/* bound: who is about to listen must not be chosen then */
+		/* bound: it must not be chosen once it listens */
 		slot_at(g, m->slot)->wanted = section_of(to);
 		put_aside(g, m->slot, cookie);
 		start_looking_after(g);
@@ -875,7 +876,7 @@ int set_option(struct bpf_sockopt *ctx)
 		fail_with(err);
 		return 0;
 	}
-	ctx->optlen = -1;	/* the kernel has nothing more to do */
+	ctx->optlen = -1;	/* skip the kernel's own handler */
 	return 1;
 }
 
@@ -956,8 +957,8 @@ int get_option(struct bpf_sockopt *ctx)
 }
 
 /*
- * A TCP socket is taken in when it is bound: once it listens, lookups come by
- * it, before any program is told.
+ * A TCP socket is adopted when it is bound: once it listens, lookups find it
+ * before any program runs.
  */
 static __always_inline void see_bound(struct bpf_sock *socket, u64 cookie,
 				      u64 netns)
@@ -1062,7 +1063,7 @@ int see_listening(struct bpf_sock_ops *ctx)
 		return 1;
 	mode = kept->mode;
 	slot_at(g, m->slot)->closing = false;
-	/* of a shutdown(2) that nobody has seen yet: a lookup may hold it */
+	/* after a shutdown(2) that went unnoticed: a lookup may hold it */
 	if (!move(g, m->slot, section_of(mode), mode != REUSEPORT_LISTEN_ON) &&
 	    mode != REUSEPORT_LISTEN_ON)
 		slot_at(g, m->slot)->settled = rcu_snapshot();
@@ -1097,7 +1098,7 @@ int see_closing(struct bpf_sock *socket)
 	return 1;
 }
 
-/* --- answers of UDP sockets that are not connected --- */
+/* --- answers of unconnected UDP sockets --- */
 
 SEC("cgroup/sendmsg4")
 int record_flow4(struct bpf_sock_addr *ctx)
@@ -1136,11 +1137,11 @@ int record_flow6(struct bpf_sock_addr *ctx)
 	return 1;
 }
 
-/* --- what a tool asks for, by BPF_PROG_TEST_RUN --- */
+/* --- requests of a tool, by BPF_PROG_TEST_RUN --- */
 
 /*
- * Adopts a socket that user space has put into `listeners`. Then it is ON, or
- * as it was.
+ * Adopts a socket that user space has put into `listeners`. It becomes ON, or
+ * keeps its mode.
  */
 static __always_inline int adopt(const struct sock *sk, u64 cookie, u64 netns)
 {
@@ -1175,7 +1176,7 @@ static __always_inline int set_mode(const struct sock *sk, struct member *m,
 
 	if (!g)
 		return -EAGAIN;
-	/* it would be bypassed, or bypass us */
+	/* we would bypass it, or it us */
 	if (to != ON && program_of(sk) != g->program)
 		return -EBUSY;
 	if (slot_at(g, m->slot)->section == to)
@@ -1212,7 +1213,7 @@ int call_adopt(struct __sk_buff *skb)
 	return 0;
 }
 
-/* The kernel's socket of a member, if it is still that. */
+/* The kernel's socket of a member, if it is still the same. */
 static __always_inline const struct sock *socket_of(const struct group *g,
 						    const struct member *m,
 						    u64 cookie)
@@ -1271,7 +1272,7 @@ int call_get_info(struct __sk_buff *skb)
 	return 0;
 }
 
-/* --- what a tool needs to begin with --- */
+/* --- what a tool needs at the start --- */
 
 /* Run in the namespace: where the kernel keeps its listeners. */
 SEC("syscall")
@@ -1299,13 +1300,13 @@ struct {
 
 /*
  * Finds the number of RCU's grace period. A kernel without CONFIG_KALLSYMS_ALL
- * does not say where its state is. There, the root of RCU's tree has nearly the
- * same: it gets a new number before any CPU can pass through that grace period,
- * and the next one after all have. It is reached from the rcu_data of any CPU;
- * of that, BTF says where in .data..percpu it is. Two more things are needed:
- * where that section is, which a variable in it tells that struct proto points
- * to, and how far this CPU's copy is from it, which any value of a per-CPU map
- * tells.
+ * does not reveal the address of its state. There, the root of RCU's tree has
+ * nearly the same number: it gets a new one before any CPU can pass through that
+ * grace period, and the next one after all CPUs have. It can be reached from the
+ * rcu_data of any CPU, whose offset in .data..percpu is in BTF. Two more things
+ * are needed: the address of that section, derived from a variable in it that
+ * struct proto points to, and the offset of this CPU's copy, derived from a
+ * value of a per-CPU map.
  */
 SEC("tc")
 int call_find_rcu(struct __sk_buff *skb)
@@ -1362,7 +1363,7 @@ int call_find_rcu(struct __sk_buff *skb)
 	return 0;
 }
 
-/* Before any group: gives attend_all() its timer, or the one of this build. */
+/* Run before there is a group: sets up the timer of attend_all(), or this build's. */
 SEC("tc")
 int call_begin(struct __sk_buff *skb)
 {
@@ -1382,7 +1383,7 @@ int call_begin(struct __sk_buff *skb)
 	return 0;
 }
 
-/* The clock of flows: that of user space is another one in a time namespace. */
+/* The clock of flows: in a time namespace, user space's clock differs. */
 SEC("tc")
 int call_flow_clock(struct __sk_buff *skb)
 {
@@ -1394,7 +1395,7 @@ int call_flow_clock(struct __sk_buff *skb)
 	return 0;
 }
 
-/* Takes a snapshot where call->cookie is 0; else says whether it is over. */
+/* If call->cookie is 0, takes a snapshot; else returns whether it is over. */
 SEC("tc")
 int call_grace_period(struct __sk_buff *skb)
 {
@@ -1445,7 +1446,7 @@ static __always_inline bool in_scope(const struct sock *sk)
 
 /*
  * Run in the namespace: puts its listeners on those ports, and those of the
- * cgroups, into `listeners`, and gives their cookies to who reads.
+ * cgroups, into `listeners`, and outputs their cookies.
  */
 SEC("iter/tcp")
 int find_listeners(struct bpf_iter__tcp *ctx)
@@ -1467,7 +1468,7 @@ int find_listeners(struct bpf_iter__tcp *ctx)
 	return 0;
 }
 
-/* Whether that is the program to be attached, of this or another object. */
+/* Whether that is our program for groups, of this or another object. */
 static __always_inline bool is_ours(u64 program)
 {
 	const struct bpf_prog *prog = (const struct bpf_prog *)program;
@@ -1479,8 +1480,8 @@ static __always_inline bool is_ours(u64 program)
 }
 
 /*
- * A later tool's may have taken its place, and do nothing since that ended. By
- * its number, for only programs that call others may name that map.
+ * The program of a later tool may have replaced it, and do nothing since that
+ * tool ended. Compare ids: only programs that call others may name that map.
  */
 static __always_inline bool asks_our_chooser(u64 program)
 {
@@ -1494,8 +1495,8 @@ static __always_inline bool asks_our_chooser(u64 program)
 }
 
 /*
- * Run in the namespace: tells of its UDP sockets on `wanted` ports and in the
- * cgroups, and takes in those that user space has put into `datagrams`.
+ * Run in the namespace: outputs its UDP sockets on `wanted` ports and in the
+ * cgroups, and adopts those that user space has put into `datagrams`.
  */
 SEC("iter/udp")
 int find_datagrams(struct bpf_iter__udp *ctx)
@@ -1529,7 +1530,7 @@ int find_datagrams(struct bpf_iter__udp *ctx)
 	m = bpf_map_lookup_elem(&members, &cookie);
 	told.group = (u64)BPF_CORE_READ(sk, sk_reuseport_cb);
 	grouped = told.group;
-	/* else clang 19 tests the two by one OR, and the verifier refuses it */
+	/* otherwise clang 19 tests both by one OR, which the verifier rejects */
 	barrier_var(grouped);
 	if (!m && !grouped)
 		return 0;	/* has left its group by connect(2) */
@@ -1552,7 +1553,7 @@ int find_datagrams(struct bpf_iter__udp *ctx)
 			move(g, m->slot, ASIDE, true);
 		} else if (!connected && section == ASIDE &&
 			 !slot_at(g, m->slot)->closing) {
-			/* with the mode that it was given before */
+			/* with the mode that was set before */
 			kept = bpf_sk_storage_get(&keepsakes, up, NULL, 0);
 			mode = kept ? kept->mode : REUSEPORT_LISTEN_ON;
 			move(g, m->slot, section_of(mode),

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// The option for a cgroup and a network namespace, pinned below /sys/fs/bpf/reuseport/:
+// The option for a cgroup and a network namespace, pinned in /sys/fs/bpf/reuseport/:
 //
 //   maps/NAME                 the tables, shared by all programs
-//   programs/NAME             what the next tool needs, so that it loads choose() alone
+//   programs/NAME             what the next tool needs, so that it loads only choose()
 //   cgroups/ID/PROGRAM        links of the programs of a cgroup
 //   namespaces/COOKIE/choose  link of sk_lookup in a network namespace
 #include <arpa/inet.h>
@@ -39,8 +39,8 @@ namespace fs = std::filesystem;
 constexpr long bpf_fs_magic = 0xcafe4a11;   // BPF_FS_MAGIC, <linux/magic.h>
 constexpr long cgroup2_magic = 0x63677270;  // CGROUP2_SUPER_MAGIC
 
-/// The maps that outlive the tool. `new_group` and the constants are each object's own. `about` is
-/// the last to be pinned and the first to go: where it is, the others are, too.
+/// The maps that outlive the tool. Each object has its own `new_group` and constants. `about` is
+/// pinned last and unpinned first: if it is there, the others are too.
 constexpr std::array shared_maps = {
     "listeners",      "members",          "groups",       "involved", "users",         "common",
     "namespaces",     "keepsakes",        "hurry",        "cgroups",  "grace_periods", "datagrams",
@@ -49,7 +49,7 @@ constexpr std::array shared_maps = {
 struct Hook {
   const char* program;
   bpf_attach_type type;
-  bool of_flows = false;  ///< only where UDP flows are recorded
+  bool of_flows = false;  ///< only if UDP flows are recorded
 };
 constexpr std::array hooks = {Hook{"see_closing", BPF_CGROUP_INET_SOCK_RELEASE},
                               Hook{"see_listening", BPF_CGROUP_SOCK_OPS},
@@ -65,7 +65,7 @@ std::vector<Hook> hooks_of(bool flows) {
                        [&](const Hook& hook) { return flows || !hook.of_flows; });
   return some;
 }
-/// What the next tool needs beside the hooks. choose() is loaded for each namespace.
+/// What the next tool needs besides the hooks. choose() is loaded for each namespace.
 constexpr std::array tools = {"find_namespace", "find_listeners", "find_datagrams",
                               "call_adopt",     "call_get_info",  "reuseport_stub"};
 
@@ -81,7 +81,7 @@ bool flows_pinned() {
   return ::access(pin("maps/flow_table").c_str(), F_OK) == 0;
 }
 
-/// The maps that are pinned.
+/// The maps to pin.
 std::vector<std::string> pinned_maps() {
   std::vector<std::string> names(shared_maps.begin(), shared_maps.end());
   if (flows_pinned()) {
@@ -90,7 +90,7 @@ std::vector<std::string> pinned_maps() {
   return names;
 }
 
-/// bpffs is where it belongs, and our directory in it, root's alone.
+/// Makes sure that bpffs is mounted and has our directory, accessible to root only.
 Status make_directory() {
   struct statfs there {};
   if (::statfs("/sys/fs/bpf", &there) != 0) {
@@ -117,12 +117,12 @@ Result<Fd> lock() {
   }
   if (::flock(fd.get(), LOCK_EX | LOCK_NB) != 0) {
     return fail("flock(" + std::string(pins) + ")", errno,
-                errno == EWOULDBLOCK ? "another reuseportctl is at work; try again" : "");
+                errno == EWOULDBLOCK ? "another reuseportctl is running; try again" : "");
   }
   return fd;
 }
 
-/// Makes the directory and locks it: that one, and not one that disable() was just taking away.
+/// Makes the directory and locks it, but not one that disable() is just removing.
 Result<Fd> make_and_lock() {
   for (int tries = 0; tries < 8; tries++) {
     if (auto ok = make_directory(); !ok) {
@@ -143,7 +143,7 @@ Result<Fd> make_and_lock() {
     }
   }
   return fail("flock(" + std::string(pins) + ")", EAGAIN,
-              "others enable and disable without pause; try again");
+              "other processes enable and disable without pause; try again");
 }
 
 Result<std::optional<table::about>> read_about() {
@@ -152,7 +152,7 @@ Result<std::optional<table::about>> read_about() {
     return errno == ENOENT ? Result<std::optional<table::about>>(std::nullopt)
                            : bpf_fail("bpf(BPF_OBJ_GET, about)", errno);
   }
-  // Every version of it begins with the version; it may be longer than ours.
+  // Every version of the struct begins with the version; it may be longer than ours.
   bpf_map_info info{};
   std::uint32_t len = sizeof(info);
   if (bpf_obj_get_info_by_fd(map.get(), &info, &len) != 0) {
@@ -167,15 +167,15 @@ Result<std::optional<table::about>> read_about() {
   std::memcpy(&about, value.data(), sizeof(about));
   if (about.version != TABLE_VERSION || info.value_size != sizeof(about)) {
     return fail("read what is enabled", EPROTO,
-                "it is of another version (" + std::to_string(about.version) +
-                    "): \"reuseportctl disable --force\" takes it away, and listeners that are "
-                    "not ON get connections again");
+                "another version enabled it (" + std::to_string(about.version) +
+                    "): \"reuseportctl disable --force\" removes it, and listeners that are not ON "
+                    "get connections again");
   }
   return std::optional(about);
 }
 
-/// The object with the pinned maps, where they are; loaded. With room for @p flows, where their
-/// tables are not pinned.
+/// Loads the object with the pinned maps, if any. With room for @p flows if their tables are not
+/// pinned.
 Result<Object> load_object(const std::optional<table::about>& about, GroupSize size,
                            const std::vector<std::string>& programs, std::uint32_t flows = 0) {
   auto object = Object::open(about ? static_cast<GroupSize>(about->group_size) : size, true, flows);
@@ -212,7 +212,7 @@ std::vector<std::string> lasting_programs(bool flows) {
   return names;
 }
 
-/// What is pinned: nothing is loaded.
+/// The object as pinned, without loading anything.
 Result<Object> pinned_object() {
   Object object;
   for (const std::string& name : pinned_maps()) {
@@ -232,7 +232,7 @@ Result<Object> pinned_object() {
   return object;
 }
 
-/// In the place of those of another build, where there are.
+/// Replaces those of another build, if any.
 Status pin_programs(const Object& object, bool flows) {
   for (const std::string& name : lasting_programs(flows)) {
     const std::string path = pin("programs/" + name);
@@ -244,13 +244,13 @@ Status pin_programs(const Object& object, bool flows) {
   return {};
 }
 
-/// Attaches a program, or puts it in the place of the one that is there.
+/// Attaches a program, or replaces the attached one.
 Result<bool> attach(const std::string& below, int program, int target, bpf_attach_type type) {
   if (const Fd link = pinned(below)) {
     if (bpf_link_update(link.get(), program, nullptr) == 0) {
       return false;
     }
-    if (errno != ENOLINK) {  // that: its cgroup or namespace is gone, and this one is a new one
+    if (errno != ENOLINK) {  // ENOLINK: its cgroup or namespace is gone, and this is a new one
       return bpf_fail("bpf(BPF_LINK_UPDATE, " + below + ")", errno);
     }
     ::unlink(pin(below).c_str());
@@ -284,7 +284,7 @@ bool all_pinned(const std::string& cgroup, bool flows) {
   });
 }
 
-/// Attaches the programs of a cgroup, or puts them in the place of those that are there.
+/// Attaches the programs of a cgroup, or replaces the attached ones.
 Status attach_hooks(const Object& object, const std::string& of, int cgroup, bool flows,
                     bool& fresh) {
   ::mkdir(pin(of).c_str(), 0700);
@@ -344,13 +344,13 @@ std::vector<Key> keys_of(int map) {
        err = bpf_map_get_next_key(map, &keys.back(), &key)) {
     keys.push_back(key);
     if (keys.size() > MAX_MEMBERS) {
-      break;  // one that is deleted under our feet makes the walk start over
+      break;  // an element deleted during the walk makes it start over
     }
   }
   return keys;
 }
 
-/// Its directory; errno ENOENT or ESTALE where it is gone.
+/// Its directory; errno ENOENT or ESTALE if it is gone.
 Fd open_cgroup(std::uint64_t id) {
   const auto mount = cgroup2_mount();
   const Fd root(mount ? ::open(mount->c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1);
@@ -371,7 +371,7 @@ std::string path_of_cgroup(std::uint64_t id) {
   return fs::read_symlink("/proc/self/fd/" + std::to_string(fd.get()), ignored);
 }
 
-/// The programs of all other cgroups and namespaces, too.
+/// Replaces the programs of all other cgroups and namespaces.
 Status replace_others(const Object& object, const table::about& about, const std::string& of,
                       std::uint64_t netns, bool flows) {
   for (const std::string& name : names_in("cgroups")) {
@@ -385,7 +385,7 @@ Status replace_others(const Object& object, const table::about& about, const std
       const Fd cgroup = link || !hook.of_flows ? Fd() : open_cgroup(std::stoull(name));
       if (!link && hook.of_flows && !cgroup && errno != ENOENT && errno != ESTALE) {
         return fail("open_by_handle_at(" + other + ")", errno,
-                    "needs CAP_DAC_READ_SEARCH, for a cgroup that is enabled already");
+                    "needs CAP_DAC_READ_SEARCH for a cgroup that is already enabled");
       }
       if (cgroup) {
         const auto attached = attach(other + "/" + hook.program, object.program(hook.program),
@@ -417,7 +417,7 @@ Status replace_others(const Object& object, const table::about& about, const std
   return {};
 }
 
-/// Adopts the listeners of the namespace that the caller is in.
+/// Adopts the listeners of the caller's namespace.
 Status adopt_all(const Object& object, const FindDescriptors& find, Enabled& done) {
   const auto cookies = object.find_listeners();
   if (!cookies) {
@@ -444,7 +444,7 @@ Status adopt_all(const Object& object, const FindDescriptors& find, Enabled& don
   return {};
 }
 
-/// Writes down that it is enabled, and pins the tables.
+/// Records that the option is enabled, and pins the tables.
 Status pin_maps(const Object& object, const table::about& about) {
   if (auto ok = write_about(object, about); !ok) {
     return ok;
@@ -457,7 +457,7 @@ Status pin_maps(const Object& object, const table::about& about) {
   return {};
 }
 
-/// From here on flows are recorded, also for the next tool.
+/// From here on flows are recorded; the next tool sees that.
 Status pin_flow_maps(const Object& object) {
   for (const char* name : flow_maps) {
     if (bpf_obj_pin(object.map(name), pin(std::string("maps/") + name).c_str()) != 0) {
@@ -467,7 +467,7 @@ Status pin_flow_maps(const Object& object) {
   return {};
 }
 
-/// As it was before somebody asked for flows; what a tool left that was killed goes, too.
+/// Undoes the recording of flows, including what a killed tool has left.
 void take_away_flows() {
   ::unlink(pin("maps/flow_table").c_str());
   ::unlink(pin("programs/call_flow_clock").c_str());
@@ -490,7 +490,7 @@ void take_away_flows() {
   }
 }
 
-/// Those that were recorded before keep their table.
+/// Flows that are already recorded keep their table.
 Status set_flow_options(int map, const FlowOptions& options) {
   auto t = read_flow_table(map);
   if (!t) {
@@ -499,7 +499,7 @@ Status set_flow_options(int map, const FlowOptions& options) {
   if (options.max && *options.max != t->places) {
     return fail("enable", EBUSY,
                 "the table of flows has room for " + std::to_string(t->places) +
-                    ": disable first to change that");
+                    "; run disable first to change that");
   }
   if (options.idle) {
     t->idle = static_cast<std::uint64_t>(std::chrono::nanoseconds(*options.idle).count());
@@ -518,7 +518,7 @@ std::uint32_t choosers_in(int netns) {
   return bpf_prog_query_opts(netns, BPF_SK_LOOKUP, &query) == 0 ? query.prog_cnt : 0;
 }
 
-/// 0 once it is gone, or where it cannot be looked at.
+/// 0 if it is gone or cannot be inspected.
 std::uint64_t inode_of_netns(const std::string& below) {
   const Fd link = pinned(below);
   bpf_link_info info{};
@@ -526,14 +526,14 @@ std::uint64_t inode_of_netns(const std::string& below) {
   return link && bpf_obj_get_info_by_fd(link.get(), &info, &len) == 0 ? info.netns.netns_ino : 0;
 }
 
-/// Whether that namespace has its program, and its place in the table.
+/// Whether that namespace has its program and its entry in the table.
 bool is_enabled(const Object& object, const std::string& in, std::uint64_t netns) {
   table::look look{};
   return inode_of_netns(in + "/choose") != 0 &&
          bpf_map_lookup_elem(object.map("namespaces"), &netns, &look) == 0;
 }
 
-/// Leaves the directory itself, which is locked.
+/// Keeps the directory itself, which is locked.
 void take_away_all_below() {
   if (const Fd namespaces = pinned("maps/namespaces")) {
     for (const auto cookie : keys_of<std::uint64_t>(namespaces.get())) {
@@ -574,7 +574,7 @@ struct KeyLess {
   }
 };
 
-/// The groups of the table, each with a member to ask about it.
+/// The groups of the table, each with a member to query it by.
 Result<std::vector<GroupState>> groups_of(const Object& object, std::size_t size,
                                           const std::optional<Flows>& flows) {
   std::map<table::group_key, std::uint64_t, KeyLess> found;
@@ -623,12 +623,12 @@ Result<std::vector<GroupState>> groups_of(const Object& object, std::size_t size
   return groups;
 }
 
-/// What is pinned of namespaces that are gone holds memory, and room in the map.
+/// Pins of removed namespaces hold memory, and room in the map.
 void forget_removed_namespaces() {
   const Fd map = pinned("maps/namespaces");
   for (const std::string& name : names_in("namespaces")) {
     const std::string in = "namespaces/" + name;
-    // What could not be looked at, say for want of descriptors, may well be alive.
+    // A namespace that could not be inspected, e.g. for lack of descriptors, may be alive.
     const Fd link = pinned(in + "/choose");
     bpf_link_info info{};
     std::uint32_t len = sizeof(info);
@@ -662,7 +662,7 @@ Result<Enabled> enable(int cgroup, int netns, GroupSize size, const FindDescript
     return fail("fstat(cgroup)", errno);
   }
   if (static_cast<long>(filesystem.f_type) != cgroup2_magic) {
-    return fail("enable", EOPNOTSUPP, "not a directory of cgroup2");
+    return fail("enable", EOPNOTSUPP, "not a cgroup2 directory");
   }
   const auto cgroup_id = static_cast<std::uint64_t>(directory.st_ino);
   if (auto ok = refuse_own_option(); !ok) {
@@ -681,7 +681,7 @@ Result<Enabled> enable(int cgroup, int netns, GroupSize size, const FindDescript
   Enabled done;
   done.first = !about->has_value();
   if (done.first) {
-    take_away_all_below();  // what a tool left behind that was killed in the middle
+    take_away_all_below();  // left behind by a tool that was killed half-way
     if (auto ok = make_directory(); !ok) {
       return tl::unexpected(ok.error());
     }
@@ -698,7 +698,7 @@ Result<Enabled> enable(int cgroup, int netns, GroupSize size, const FindDescript
     }
   }
   Result<Object> object;
-  // what fails half-way on the first time leaves nothing behind
+  // a first enable that fails half-way leaves nothing behind
   const auto failed = [&](const Error& error) {
     if (done.first) {
       take_away();
@@ -711,7 +711,7 @@ Result<Enabled> enable(int cgroup, int netns, GroupSize size, const FindDescript
     return tl::unexpected(error);
   };
 
-  // programs of another build are replaced, those of this one stay
+  // replace programs of another build, keep those of this one
   const GroupSize built = *about ? static_cast<GroupSize>((*about)->group_size) : size;
   const std::uint64_t build = build_of(built);
   bool replace = done.first || (*about)->build != build || new_flows;
@@ -761,7 +761,7 @@ Result<Enabled> enable(int cgroup, int netns, GroupSize size, const FindDescript
     *about = now;
   }
 
-  // Who chooses comes first, so no mode is taken that nothing honours.
+  // The selection comes first, so that no mode is accepted that nothing honours.
   const std::string in = "namespaces/" + std::to_string(look->netns);
   done.foreign = choosers_in(namespace_fd);
   const bool choose = replace || !is_enabled(*object, in, look->netns);
@@ -841,7 +841,7 @@ Status disable(bool force) {
         return fail("disable", EBUSY,
                     group.address +
                         " has listeners that are not ON: they would get connections again "
-                        "(--force does it)");
+                        "(--force overrides)");
       }
     }
   }
@@ -926,7 +926,7 @@ Result<std::optional<Flows>> flows_here() {
   if (!object) {
     return tl::unexpected(object.error());
   }
-  // before the look: no socket is said to be known for longer than it was then
+  // read before the search, so that no socket counts as adopted earlier than it was
   const auto now = flow_clock(*object);
   auto all = now ? flows_of(*object) : tl::unexpected(now.error());
   if (!all) {

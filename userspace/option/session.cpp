@@ -33,7 +33,7 @@ struct Session::Parts {
   Fd netns;
   Fd link;
   FindDescriptors find;
-  std::unordered_set<std::uint64_t> waiting;  // looked at, and not SETTLED then
+  std::unordered_set<std::uint64_t> waiting;  // queried, and not SETTLED at that time
 
   Status adopt_cookie(std::uint64_t cookie) const {
     table::call call{};
@@ -49,7 +49,7 @@ struct Session::Parts {
       case EINVAL: return fail(call, EINVAL, "not an adopted SO_REUSEPORT listener");
       case ENOSPC: return fail(call, ENOSPC, "the group or the tables are full");
       case EBUSY:
-        return fail(call, EBUSY, "the group has a BPF program of its own, which would be bypassed");
+        return fail(call, EBUSY, "the group has its own BPF program, which would be bypassed");
       default: return fail(call, -error);
     }
   }
@@ -143,7 +143,7 @@ Status Session::adopt(const std::vector<int>& fds) {
   return {};
 }
 
-/// Gives them to the programs; the next refresh() takes them in.
+/// Passes them to the programs; the next refresh() adopts them.
 Status Session::adopt_datagrams(Datagrams datagrams) {
   if (datagrams.empty()) {
     return {};
@@ -209,7 +209,7 @@ Status Session::refresh() {
       return tl::unexpected(cookies.error());
     }
     for (const std::uint64_t cookie : *cookies) {
-      // One that cannot be taken in stays unknown, and SETTLED is not said beside it.
+      // One that cannot be adopted stays unknown, and SETTLED is not set beside it.
       static_cast<void>(parts_->adopt_cookie(cookie));
     }
     return option::adopt_datagrams(parts_->object, parts_->find);
@@ -240,8 +240,7 @@ Result<reuseport_listen_info> Session::get_info(int fd) {
 }
 
 Result<reuseport_listen_info> Session::get_info_of(std::uint64_t cookie) {
-  // One wait serves all that were looked at before: so who looks at many waits no longer than who
-  // looks at one.
+  // One wait serves all sockets queried before, so that querying many takes no longer than one.
   if (parts_->waiting.contains(cookie)) {
     if (auto ok = parts_->object.wait_grace_period(); !ok) {
       return tl::unexpected(ok.error());

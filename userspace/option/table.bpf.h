@@ -3,14 +3,14 @@
  * The table: reuseport groups, their members, and how a member changes its
  * place in its group.
  *
- * A group is an array of slots, one a member, and a permutation of them that is
- * kept in sections, as the patched kernel keeps socks[]:
+ * A group is an array of slots, one per member, and a permutation of them kept
+ * in sections, like socks[] in the patched kernel:
  *
  *	perm:	ON ... | STANDBY ... | OFF ... | ASIDE ... | free
  *
- * Every change is a swap at each boundary it crosses, under the group's lock, and
- * then one store of all counts. Who chooses takes no lock: counts, perm[hash],
- * and then the member's own section, which must be what was looked for.
+ * Every change is a swap at each boundary it crosses, under the group's lock,
+ * then one store of all counts. The selection takes no lock: it reads the counts,
+ * perm[hash], and the member's own section, which must be the expected one.
  */
 #ifndef OPTION_TABLE_BPF_H
 #define OPTION_TABLE_BPF_H
@@ -22,7 +22,7 @@
 /* "pending", later than any grace period */
 #define NEVER		(~0ULL >> 1)
 
-/* Listening TCP sockets by cookie; the kernel takes them out when they close. */
+/* Listening TCP sockets by cookie; the kernel removes them when they close. */
 struct {
 	__uint(type, BPF_MAP_TYPE_SOCKHASH);
 	__uint(max_entries, MAX_MEMBERS);
@@ -31,8 +31,8 @@ struct {
 } listeners SEC(".maps");
 
 /*
- * Bound UDP sockets, by an index that user space gives them. A SOCKHASH would
- * change how they receive; but only who holds the descriptor gets a socket in.
+ * Bound UDP sockets, by an index that user space assigns. A SOCKHASH would change
+ * how they receive. Adding a socket needs its descriptor.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_REUSEPORT_SOCKARRAY);
@@ -67,7 +67,7 @@ struct {
 	__type(value, struct group);
 } groups SEC(".maps");
 
-/* What a new group starts as; user space fills in the permutation. */
+/* The initial state of a new group; user space fills in the permutation. */
 struct new_group {
 	u8 bytes[sizeof(struct group)];
 };
@@ -81,7 +81,7 @@ struct {
 
 /*
  * Groups with members that are not ON, or had some a moment ago, by port and
- * namespace: 0 for who is not involved.
+ * namespace; 0 if a port is not involved.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -90,7 +90,7 @@ struct {
 	__type(value, u32);
 } involved SEC(".maps");
 
-/* Members by uid, so that nobody fills the table for others. */
+/* Members per uid, so that no user fills the table for others. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -126,9 +126,9 @@ static __always_inline struct common *common_to_all(void)
 /* --- grace periods --- */
 
 /*
- * What get_state_synchronize_rcu() and poll_state_synchronize_rcu() look at
- * (kernel/rcu/tree.c), where call_find_rcu() found it. Without it, user space
- * counts the grace periods it has waited for.
+ * What get_state_synchronize_rcu() and poll_state_synchronize_rcu() read
+ * (kernel/rcu/tree.c), at the address found by call_find_rcu(). Without it, user
+ * space counts the grace periods it has waited for.
  */
 static __always_inline bool rcu_sequence(const struct common *all, u64 *sequence)
 {
@@ -148,7 +148,7 @@ static __always_inline struct grace_periods *waited_for(void)
 	return bpf_map_lookup_elem(&grace_periods, &zero);
 }
 
-/* When rcu_is_over() this, everybody who is in a lookup now has left it. */
+/* Once rcu_is_over() this, every lookup that is in progress now has finished. */
 static __always_inline u64 rcu_snapshot(void)
 {
 	struct grace_periods *waited = waited_for();
@@ -158,8 +158,8 @@ static __always_inline u64 rcu_snapshot(void)
 	if (!all || !waited)
 		return NEVER;
 	/*
-	 * What was changed before is seen by who begins a lookup from here on.
-	 * Only an atomic that fetches is a full barrier.
+	 * Lookups that begin from here on see earlier changes. Only an atomic
+	 * that fetches is a full barrier.
 	 */
 	order = __sync_fetch_and_add(&all->barrier, 1);
 	barrier_var(order);
@@ -285,8 +285,8 @@ static __always_inline u64 step_toward(struct group *g, struct slot *s,
 }
 
 /*
- * Under the group's lock. The counts change by one store, so no reader sees the
- * group without this member or with it twice. A member's own section is
+ * Under the group's lock. The counts change by one store, so that no reader sees
+ * the group without this member or with it twice. A member's own section is
  * written before it moves toward ON, and after it has moved away.
  */
 static __always_inline void move_locked(struct group *g, struct slot *s,
@@ -423,8 +423,8 @@ static __always_inline struct group *find_or_make(const struct group_key *key)
 }
 
 /*
- * Takes a socket into the table, ASIDE; whoever calls moves it on. Called by
- * programs that own the socket or its place in the table, so once for a socket.
+ * Adds a socket to the table, ASIDE; the caller moves it on. Called by programs
+ * that own the socket or its place in the table, so once per socket.
  */
 static __always_inline int join(const struct sock *sk, u64 cookie, u64 netns,
 				u32 index)
@@ -477,9 +477,9 @@ refund:
 }
 
 /*
- * Before lookups can depend on it. Until some time after the last member that is
- * not ON has gone: a lookup that saw nobody involved may be a while on its way,
- * and another such member come.
+ * Call before lookups depend on it. Holds until some time after the last member
+ * that is not ON has gone: a lookup that saw no involved group may take a while,
+ * and another such member may come.
  */
 static __always_inline void start_involving(struct group *g)
 {
@@ -511,8 +511,8 @@ static __always_inline void stop_involving(struct group *g)
 }
 
 /*
- * Moves a member; says whether that changed anything. @involves: lookups may
- * come by it, but must not choose it.
+ * Moves a member; returns whether that changed anything. @involves: lookups may
+ * find it, but must not choose it.
  */
 static __always_inline bool move(struct group *g, u32 slot, enum section to,
 				 bool involves)
@@ -553,17 +553,17 @@ static __always_inline bool move(struct group *g, u32 slot, enum section to,
 /* --- leaving --- */
 
 /*
- * A closing member stays in the table, ASIDE, until the kernel has it in no
- * hash table: until then a lookup may come by it. Its group's timer sees to it,
- * which also finds those of whose end no program was told: shutdown(2), and all
- * that a Session adopted.
+ * A closing member stays in the table, ASIDE, until it is in none of the kernel's
+ * hash tables: until then a lookup may find it. Its group's timer checks that. It
+ * also finds members whose end no program noticed: shutdown(2), and all that a
+ * Session adopted.
  */
 static __always_inline bool is_hashed(const struct slot *s, u64 cookie,
 				      u8 protocol)
 {
 	const struct sock *sk = (const struct sock *)s->sk;
 
-	/* memory of closed sockets is used for other ones, at any time */
+	/* memory of closed sockets may be reused for others at any time */
 	if (cookie_of(sk) != cookie)
 		return false;
 	if (protocol == IPPROTO_UDP)
@@ -572,8 +572,8 @@ static __always_inline bool is_hashed(const struct slot *s, u64 cookie,
 }
 
 /*
- * By its cookie, read before what made the caller let it go: the slot may have
- * been freed meanwhile, and be another's. Who deletes the member owns its slot.
+ * By its cookie, read before the reason to remove it: the slot may have been
+ * freed and reused since. Whoever deletes the member owns its slot.
  */
 static __always_inline void let_go(struct group *g, u64 cookie)
 {
@@ -586,7 +586,7 @@ static __always_inline void let_go(struct group *g, u64 cookie)
 	uid = m->key.uid;
 	s = slot_at(g, m->slot);
 	if (bpf_map_delete_elem(&members, &cookie))
-		return;	/* somebody else does it */
+		return;	/* another CPU does it */
 	if (g->protocol == IPPROTO_UDP)
 		bpf_map_delete_elem(&datagram_index, &cookie);
 	bpf_spin_lock(&g->lock);
@@ -595,13 +595,13 @@ static __always_inline void let_go(struct group *g, u64 cookie)
 	uncharge(uid);
 }
 
-/* A member that does not listen, or not yet. */
+/* A member that is not listening, or not yet. */
 static __always_inline void put_aside(struct group *g, u32 slot, u64 cookie)
 {
 	struct slot *s = slot_at(g, slot);
 
 	move(g, slot, ASIDE, s->wanted != ON);
-	/* or does by now: then nobody else moves it any more */
+	/* or is by now: then no one else moves it any more */
 	if (is_hashed(s, cookie, g->protocol) && !*(volatile u8 *)&s->closing)
 		move(g, slot, s->wanted, s->wanted != ON);
 }
@@ -614,7 +614,7 @@ static long sweep_one(u32 i, struct group **group)
 	u32 n, slot;
 	u64 cookie;
 
-	/* from the end: who is let go changes places with the last */
+	/* from the end: a removed member swaps places with the last */
 	n = count_all(g->counts);
 	if (i >= n)
 		return 1;
@@ -624,11 +624,11 @@ static long sweep_one(u32 i, struct group **group)
 	if (*(volatile u8 *)&s->section == FREE ||
 	    is_hashed(s, cookie, g->protocol))
 		return 0;
-	/* who may listen again must be known before lookups come by it */
+	/* one that may listen again must be known before lookups find it */
 	sk = (const struct sock *)s->sk;
 	if (!settings.sees_closing || g->protocol != IPPROTO_TCP ||
 	    s->closing || cookie_of(sk) != cookie ||
-	    /* closed before it was adopted, so see_closing() did not know it */
+	    /* closed before it was adopted, so see_closing() missed it */
 	    !BPF_CORE_READ(sk, sk_socket))
 		let_go(g, cookie);
 	else if (s->section != ASIDE)
@@ -642,8 +642,8 @@ static __always_inline void sweep(struct group *g)
 }
 
 /*
- * No program is told of shutdown(2), and the timer may be a while: so that no
- * member is counted, say the last one that is ON, which the kernel has let go.
+ * No program notices shutdown(2), and the timer may take a while. Do not count a
+ * member that the kernel has already removed, e.g. the last one that is ON.
  */
 static __always_inline void sweep_if_some_are_gone(struct group *g,
 						   const struct sock *sk)
@@ -655,8 +655,8 @@ static __always_inline void sweep_if_some_are_gone(struct group *g,
 }
 
 /*
- * Where members come and go faster than the timer looks, whoever joins lets go
- * of some that have closed: the first ones of the section ASIDE.
+ * If members come and go faster than the timer runs, each that joins removes some
+ * that have closed: the first ones of the section ASIDE.
  */
 static long reclaim_one(u32 i, struct group **group)
 {
@@ -691,10 +691,10 @@ static __always_inline void reclaim(const struct group_key *key)
 
 static int look_after(void *map, struct group_key *key, struct group *value);
 
-/* The timer of all groups that have none; it has its memory. */
+/* The timer of all groups that have none; its memory is allocated. */
 struct common_timer {
 	struct bpf_timer timer;
-	u64 started;	/* not again: that would put it off */
+	u64 started;	/* do not start it again: that would delay it */
 };
 
 struct {
@@ -714,7 +714,7 @@ static __always_inline void start_common_timer(void)
 		t->started = 0;
 }
 
-/* Whether the group has its timer, and that runs. */
+/* Whether the group has its own timer, and it runs. */
 static __always_inline bool has_timer(struct group *g)
 {
 	long err = bpf_timer_init(&g->timer, &groups, CLOCK_MONOTONIC);
@@ -732,14 +732,14 @@ static __always_inline void leave_to_common_timer(struct group *g)
 	start_common_timer();
 }
 
-/* Groups all of whose members are ON need nobody to look after them. */
+/* Groups whose members are all ON need no timer. */
 static __always_inline void start_looking_after(struct group *g)
 {
 	if (!has_timer(g))
 		leave_to_common_timer(g);
 }
 
-/* What is to be done now and then; how soon again, 0: never. */
+/* Periodic work; returns the time until the next run, 0: none. */
 static __always_inline u64 attend(struct group *g, struct group_key *key)
 {
 	u64 counts;
@@ -754,8 +754,8 @@ static __always_inline u64 attend(struct group *g, struct group_key *key)
 		g->empty_ticks = 0;
 	} else if (++g->empty_ticks > 10) {
 		/*
-		 * For a second nobody came: so no program that joins holds a
-		 * pointer to it from before, and it can go.
+		 * No one joined for a second: no joining program still holds a
+		 * pointer to it, so it can be deleted.
 		 */
 		bpf_spin_lock(&g->lock);
 		g->dead = !count_all(g->counts);
@@ -777,7 +777,7 @@ static int look_after(void *map, struct group_key *key, struct group *value)
 	struct group *g;
 	u64 next;
 
-	/* 6.1 does not allow to lock @value */
+	/* 6.1 does not allow locking @value */
 	g = bpf_map_lookup_elem(&groups, key);
 	if (!g)
 		return 0;
@@ -805,13 +805,13 @@ static long attend_unattended(void *map, struct group_key *key,
 
 static int attend_all(void *map, u32 *key, struct common_timer *value)
 {
-	/* before the walk: who comes after it starts the timer */
+	/* before the walk: a group that comes later starts the timer */
 	__sync_val_compare_and_swap(&value->started, 1, 0);
 	bpf_for_each_map_elem(&groups, attend_unattended, NULL, 0);
 	return 0;
 }
 
-/* For the time that a socket needs to close. */
+/* For the time that it takes to close a socket. */
 static __always_inline void set_aside(struct group *g, u32 slot)
 {
 	slot_at(g, slot)->closing = true;

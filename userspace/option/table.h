@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
-/* What the programs and user space must agree on. */
+/* The interface between the programs and user space. */
 #ifndef OPTION_TABLE_H
 #define OPTION_TABLE_H
 
@@ -10,7 +10,7 @@
 
 /* In the kernel's style: NOLINTBEGIN(readability-identifier-naming) */
 
-/* Listeners the table holds at most, over all namespaces and users. */
+/* Maximum number of listeners, in all namespaces and of all users. */
 #define MAX_MEMBERS	65536
 
 /* Bound UDP sockets among them. */
@@ -21,7 +21,7 @@
 #define GROUP_SIZE	512
 #endif
 
-/* By what the kernel puts sockets into one group: inet_reuseport_add_sock(). */
+/* What sockets of one kernel group have in common: inet_reuseport_add_sock(). */
 struct group_key {
 	__u64 netns;		/* cookie */
 	__u32 address[4];	/* as in the packet; IPv4: the first word */
@@ -68,7 +68,7 @@ struct group {
 	__u16 port;
 	__u16 salt;		/* of its namespace in `involved` */
 	__u16 empty_ticks;	/* of the timer, with no member */
-	__u8 dead;		/* is about to be deleted, nobody joins */
+	__u8 dead;		/* is about to be deleted, cannot be joined */
 	__u8 involved;		/* counts in `involved` */
 	__u8 quiet_ticks;	/* of the timer, with all members ON */
 	__u8 protocol;
@@ -87,7 +87,7 @@ struct member {
 	__u64 taken_in;		/* UDP: when, ns of CLOCK_MONOTONIC */
 };
 
-/* What the tool asks of the programs; the data of a BPF_PROG_TEST_RUN. */
+/* A request of the tool to the programs; the data of a BPF_PROG_TEST_RUN. */
 struct call {
 	__u8 ethernet_header[16];
 	__u64 cookie;
@@ -102,23 +102,23 @@ struct call {
 
 /* Why a lookup was left to the kernel. */
 enum left_reason {
-	LEFT_UNKNOWN_LISTENER,	/* what it came by is not in the table */
+	LEFT_UNKNOWN_LISTENER,	/* it found one that is not in the table */
 	LEFT_UNKNOWN_MEMBER,	/* its group has others, or a program */
-	LEFT_NO_MEMBER,		/* none that was tried could be given */
-	LEFT_TOO_LONG,		/* too many have closed on the way */
+	LEFT_NO_MEMBER,		/* none of those tried could be assigned */
+	LEFT_TOO_LONG,		/* too many have closed during the lookup */
 	LEFT_REASONS,
 };
 
-/* What all programs share. */
+/* State that all programs share. */
 struct common {
-	__u64 barrier;		/* no value: an atomic to order by */
+	__u64 barrier;		/* no value: an atomic for ordering */
 	__u64 rcu_sequence;	/* address of the number of RCU's grace period, or 0 */
 	__u32 last_group_id;
-	__u32 chooser;		/* id of the map `datagram_chooser`; written once, at first */
+	__u32 chooser;		/* id of the map `datagram_chooser`; written once */
 	__u64 left[LEFT_REASONS];	/* lookups left to the kernel although a port is involved */
 };
 
-/* Those that user space has waited for. */
+/* Grace periods that user space has waited for. */
 struct grace_periods {
 	__u64 begun;
 	__u64 over;
@@ -126,49 +126,49 @@ struct grace_periods {
 
 /*
  * A UDP flow: a group of sockets, an address and port that sends to it, and the
- * address by which its answers go.
+ * local address of its answers.
  */
 struct flow_key {
 	__u32 group;		/* the kernel's number of it: reuseport_id */
 	__u16 remote_port;	/* network order */
 	__u16 unused;
 	__u32 remote[4];	/* IPv4 is mapped into IPv6, RFC 4291, 2.5.5.2 */
-	__u32 local[4];		/* 0: an answer that left it to the kernel */
+	__u32 local[4];		/* 0: the answer left it to the kernel */
 };
 
 struct flow {
 	__u64 cookie;		/* of the socket that answers */
 	__u64 sk;		/* its address */
 	__u64 last;		/* ns of CLOCK_MONOTONIC_COARSE: of its last datagram */
-	__u32 place;		/* of one that is confirmed; else FLOW_EARLY or 0 */
+	__u32 place;		/* of a confirmed flow; else FLOW_EARLY or 0 */
 	__u32 uid;
 };
 
-/* Answered before its socket was taken in: then nothing could confirm it. */
+/* Answered before its socket was adopted: then nothing could confirm it. */
 #define FLOW_EARLY	1
 
 struct flow_place {
 	struct flow_key key;
-	__u32 held;		/* by whoever changes it */
+	__u32 held;		/* while it is changed */
 };
 
-/* Written by user space alone. */
+/* Written by user space only. */
 struct flow_table {
-	__u64 idle;		/* ns: what is silent longer is over */
+	__u64 idle;		/* ns: idle timeout of a flow */
 	__u64 since;		/* when recording began, as `last` above */
 	__u32 places;
 	__u32 of_one_uid;
 };
 
-/* ... by programs alone */
+/* ... by programs only */
 struct flow_counts {
 	__u64 full;		/* datagrams whose flow got no place */
-	__u64 short_headers;	/* ... of no flow, and QUIC as it is within a connection */
-	__u32 hand;		/* the place to be tried next */
+	__u64 short_headers;	/* ... without a flow but with a short QUIC header */
+	__u32 hand;		/* the place to try next */
 	__u32 unused;
 };
 
-/* Flows with an answer that the client did not yet send after. */
+/* Flows on which the client has sent nothing since the answer. */
 #define MAX_UNCONFIRMED_FLOWS	65536
 #define UNCONFIRMED_IDLE	10000000000ULL	/* ns */
 
@@ -179,7 +179,7 @@ struct about {
 	__u64 build;		/* of the object whose programs are attached */
 };
 
-/* A UDP socket, as find_datagrams() tells of it. */
+/* A UDP socket, as find_datagrams() reports it. */
 struct datagram {
 	__u64 cookie;
 	__u64 program;		/* address of the BPF program on its group, or 0 */
@@ -188,8 +188,8 @@ struct datagram {
 	__u8 known;		/* is a member */
 	__u32 index;		/* ... at this index of `datagrams` */
 	__u8 ours;		/* the program is, or another object's */
-	__u8 in_scope;		/* of a cgroup that is enabled, not only on a port */
-	__u8 attached;		/* the program asks the chooser of this object */
+	__u8 in_scope;		/* in an enabled cgroup, not only on a port */
+	__u8 attached;		/* the program calls the chooser of this object */
 	__u8 unused[5];
 	__u64 group;		/* the kernel's, by its address */
 };
@@ -201,20 +201,20 @@ struct settings {
 	__u32 sees_closing;	/* see_closing() is attached for all members */
 };
 
-/* Of a namespace, for the program that chooses there. */
+/* A namespace, for the program that chooses there. */
 struct look {
 	__u64 netns;		/* cookie */
 	__u64 net;		/* address of struct net */
 	__u64 lhash2;		/* address of the table of listeners */
 	__u32 lhash2_mask;
 	__u32 hash_mix;
-	__u32 seed;		/* of the choice */
+	__u32 seed;		/* of the selection */
 	__u32 unused;
 };
 
 /*
- * Pinned with the maps. Programs of another version do not understand them; it
- * changes with every struct above and with what programs do with them.
+ * Pinned with the maps. Programs of another version do not understand them: change
+ * it with every struct above and with what programs do with them.
  */
 #define TABLE_VERSION	9
 
