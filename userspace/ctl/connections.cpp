@@ -35,7 +35,7 @@ Outcome<std::size_t> connections_of(const Process& server, const std::set<std::u
     const auto sockets = process ? process->sockets() : tl::unexpected(process.error());
     if (!sockets) {
       if (sockets.error().errnum == ESRCH) {
-        continue;  // it has ended, and holds nothing
+        continue;  // it has ended
       }
       return failed(sockets.error());
     }

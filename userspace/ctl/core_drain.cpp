@@ -29,7 +29,7 @@ CoreDrain::~CoreDrain() = default;
 int CoreDrain::set_mode(int fd, int mode, void* user) noexcept try {
   return static_cast<CoreDrain*>(user)->provider_.set_mode(fd, mode);
 } catch (...) {
-  return -ENOMEM;  // passing; there is nothing else that can be thrown
+  return -ENOMEM;  // temporary; nothing but bad_alloc can be thrown
 }
 
 int CoreDrain::get_info(int fd, reuseport_listen_info* info, void* user) noexcept try {
@@ -39,7 +39,7 @@ int CoreDrain::get_info(int fd, reuseport_listen_info* info, void* user) noexcep
   return -ENOMEM;
 }
 
-/// What the server has closed is not held open by us; all else is kept for the way back.
+/// Lets go of listeners that the server has closed; keeps all others for the way back.
 void CoreDrain::close(int fd, void* user) noexcept try {
   auto* self = static_cast<CoreDrain*>(user);
   const std::size_t i = self->by_fd_.at(fd);
@@ -49,8 +49,7 @@ void CoreDrain::close(int fd, void* user) noexcept try {
 } catch (...) {
 }
 
-/// When the server has closed it, there is one more look: what our duplicate has then is lost with
-/// it.
+/// After the server has closed it, checks once more: what our duplicate has then is lost with it.
 int CoreDrain::ask(std::size_t i, reuseport_listen_info* info) {
   Seen& seen = seen_[i];
   if (seen.closed) {
@@ -106,7 +105,7 @@ Done CoreDrain::start(Clock::time_point deadline) {
     options.user = this;
     options.set_mode = &CoreDrain::set_mode;
     options.get_info = &CoreDrain::get_info;
-    options.is_shared = [](int, void*) { return 0; };  // looked at already, see sharing.hpp
+    options.is_shared = [](int, void*) { return 0; };  // already checked, see sharing.hpp
     options.close = &CoreDrain::close;
     reuseport_drain* drain = nullptr;
     int got = reuseport_drain_new(&options, &drain);
@@ -140,7 +139,7 @@ std::optional<std::chrono::milliseconds> CoreDrain::step() {
       pause = std::min(pause.value_or(wait), wait);
     }
   }
-  // with thousands of listeners a look takes its time: most of it is left to others
+  // checking thousands of listeners takes time: leave most of the CPU to others
   return pause ? std::optional(std::max(*pause, since(start) * 2)) : pause;
 }
 
@@ -154,7 +153,7 @@ CoreDrain::End CoreDrain::end() const {
       switch (report.outcome) {
         case REUSEPORT_DRAINED:
         case REUSEPORT_UNCONFIRMED:
-          break;  // nothing is closed yet: who stays is looked at after it
+          break;  // nothing is closed yet: the newcomer is checked after that
         case REUSEPORT_UNDONE: worst = std::max(worst, End::undone); break;
         case REUSEPORT_DEADLINE_HIT: worst = std::max(worst, End::deadline); break;
         default: worst = std::max(worst, End::vanished);
@@ -198,7 +197,7 @@ bool CoreDrain::look() {
 void CoreDrain::undo() {
   for (Part& part : parts_) {
     if (part.drain) {
-      static_cast<void>(reuseport_drain_undo(part.drain.get()));  // not where it is done: see below
+      static_cast<void>(reuseport_drain_undo(part.drain.get()));  // fails if done: see below
     }
   }
   for (std::size_t i = 0; i < targets_.size(); i++) {

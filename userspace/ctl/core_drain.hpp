@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The core's drain (reuseport.h) of listeners that another process serves. Our duplicates stay open
-// to the end, for the way back; the core is told when the server has let go of its own.
+// The core's drain (reuseport.h) for listeners of another process. Our duplicates stay open to the
+// end, for the way back; the core learns when the server has closed its own.
 #ifndef REUSEPORTCTL_CORE_DRAIN_HPP
 #define REUSEPORTCTL_CORE_DRAIN_HPP
 
@@ -19,18 +19,18 @@
 
 namespace reuseport::ctl {
 
-/// One listener at the last look at it.
+/// One listener at its last check.
 struct Seen {
   std::uint32_t before = REUSEPORT_LISTEN_ON;
   reuseport_listen_info info{};
   bool looked = false;
   bool closed = false;   ///< by its server
-  bool drained = false;  ///< and then nothing was left
+  bool drained = false;  ///< nothing was left
 };
 
 class CoreDrain {
  public:
-  /// @param covers  who takes over, one a target: STANDBY beside a group, else OFF
+  /// @param covers  who takes over, one per target: with Cover::group STANDBY, else OFF
   CoreDrain(std::vector<Target>& targets, const std::vector<Cover>& covers, Provider& provider);
   CoreDrain(const CoreDrain&) = delete;
   CoreDrain(CoreDrain&&) = delete;
@@ -38,25 +38,25 @@ class CoreDrain {
   CoreDrain& operator=(CoreDrain&&) = delete;
   ~CoreDrain();
 
-  /// Switches all or none. errnum EADDRNOTAVAIL: a group has no ON member but these.
+  /// Switches all or none. errnum EADDRNOTAVAIL: a group has no other ON member.
   [[nodiscard]] Done start(Clock::time_point deadline);
 
-  /// One step; how long to wait before the next, or nothing when it is done.
+  /// One step. Returns how long to wait before the next, or nothing when done.
   [[nodiscard]] std::optional<std::chrono::milliseconds> step();
 
   enum class End : std::uint8_t { drained, deadline, vanished, undone };
-  /// Once step() said nothing.
+  /// Only after step() has returned nothing.
   [[nodiscard]] End end() const;
   /// Why it was undone.
   [[nodiscard]] std::string why() const;
 
-  /// Looks at all anew, the core being done; false where one is not drained any more. What the
-  /// server has closed meanwhile counts by one last look at our duplicate.
+  /// Checks all once more after the core is done; false if one is no longer drained. If the server
+  /// has closed a listener in the meantime, a last check of our duplicate decides.
   [[nodiscard]] bool look();
-  /// An address whose group has no ON member left, although one took over; empty: none.
+  /// An address whose newcomer is gone: its group has no ON member left. Empty: none.
   [[nodiscard]] const std::string& deserted() const { return deserted_; }
 
-  /// Gives every listener that is still open the mode it had.
+  /// Restores the mode of every listener that is still open.
   void undo();
 
   [[nodiscard]] const std::vector<Seen>& seen() const { return seen_; }

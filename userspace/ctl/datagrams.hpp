@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Descriptors of UDP sockets of other processes: the option by BPF takes them in by nothing else.
+// Descriptors of UDP sockets of other processes: the option by BPF needs one to adopt a socket.
 #ifndef REUSEPORTCTL_DATAGRAMS_HPP
 #define REUSEPORTCTL_DATAGRAMS_HPP
 
@@ -10,8 +10,8 @@
 
 namespace reuseport::ctl {
 
-/// A duplicate each of the sockets with these cookies, of this network namespace, from whoever
-/// holds them; none where nobody does who may be asked. An option::FindDescriptors.
+/// A duplicate of each socket with one of these cookies in this network namespace; empty where no
+/// holder can be accessed. An option::FindDescriptors.
 [[nodiscard]] std::vector<Fd> datagrams_by_cookie(const std::vector<std::uint64_t>& cookies);
 
 }  // namespace reuseport::ctl

@@ -26,15 +26,15 @@ using namespace std::chrono_literals;
 
 namespace {
 
-constexpr auto obstacle_pause = 50ms;  // between two looks at something that may pass
-constexpr int fleeting_looks = 10;     // how often what should pass at once is looked at
-constexpr auto refresh_every = 200ms;  // newcomers that join during a drain
+constexpr auto obstacle_pause = 50ms;  // between two checks of a temporary obstacle
+constexpr int fleeting_looks = 10;     // checks of an obstacle that should be gone at once
+constexpr auto refresh_every = 200ms;  // to adopt newcomers that join during a drain
 constexpr auto poll_first = 5ms;
 constexpr auto poll_most = 20ms;
-constexpr auto count_every = 100ms;  // between two counts of connections, or four times its cost
+constexpr auto count_every = 100ms;  // between two counts of connections; or four times their cost
 constexpr auto close_grace = 500ms;  // for a server to close its listeners, without --wait
 
-/// Why a drain cannot begin now.
+/// Why a drain cannot begin now, and for how long.
 struct Obstacle {
   Failure failure;
   enum class Lasts : std::uint8_t { for_good, to_the_deadline, a_moment } lasts;
@@ -54,7 +54,7 @@ class Drain {
     if (ok && !options_.dry_run) {
       if (!core_) {
         for (Target& t : targets_) {
-          t.fd.reset();  // ours would keep them open with nobody to accept
+          t.fd.reset();  // our copies would keep them open with nobody to accept
         }
       }
       ok = core_ ? run_core() : Done{};
@@ -72,8 +72,8 @@ class Drain {
  private:
   // --- choose the targets, check ---
 
-  /// Until nothing stands in the way, or what does will not pass in time. Nothing is held
-  /// meanwhile.
+  /// Retries until there is no obstacle, or one that will not go away in time. Holds no descriptor
+  /// in between.
   Done choose_and_check() {
     for (int fleeting = 0;;) {
       auto obstacle = try_to_begin();
@@ -121,7 +121,7 @@ class Drain {
     }
     if (!options_.allow_shared) {
       if (auto ok = refuse_shared(targets_, view_, processes); !ok) {
-        return Obstacle{ok.error(), Lasts::a_moment};  // a child that is about to exec, say
+        return Obstacle{ok.error(), Lasts::a_moment};  // e.g. a child that is about to exec
       }
     }
     if (auto obstacle = find_newcomers(processes)) {
@@ -145,15 +145,15 @@ class Drain {
 
   [[nodiscard]] Obstacle taken_by(pid_t other) const {
     return {Failure(Exit::deadline,
-                    fmt::format("process {} (reuseportctl) is at {} already", other,
+                    fmt::format("process {} (reuseportctl) is already working on {}", other,
                                 targets_.front().str()),
-                    "wait for its end"),
+                    "wait until it has ended"),
             Lasts::to_the_deadline};
   }
 
-  /// By BPF each drain knows only the modes it set itself, so that two at one port would choose
-  /// each other's old listeners. Both hold theirs by now, so at least one sees the other; the older
-  /// goes first.
+  /// With BPF each drain knows only the modes it has set itself: two on one port would choose each
+  /// other's old listeners. Both hold their listeners by now, so at least one sees the other; the
+  /// older one goes first.
   [[nodiscard]] std::optional<Obstacle> other_by_bpf() const {
     std::set<std::pair<Protocol, std::uint16_t>> at;
     for (const Target& t : targets_) {
@@ -182,7 +182,7 @@ class Drain {
     for (const DiagSocket& s : view_.sockets) {
       if (view_.in_tree(s.inode) && view_.of_stranger(s)) {
         around_.out.note(
-            fmt::format("left alone: {} {} (socket {}), made by uid {} below process {}",
+            fmt::format("skipped: {} {} (socket {}), created by uid {} below process {}",
                         to_string(s.protocol), s.local.str(), s.inode, s.uid, server_->pid()));
       }
     }
@@ -220,7 +220,7 @@ class Drain {
     if (options_.flows && !has_datagrams()) {
       return failed(Failure(Exit::unsupported,
                             "--flows: there is no UDP socket with SO_REUSEPORT to drain",
-                            "those without it cannot be drained"));
+                            "sockets without it cannot be drained"));
     }
     if (options_.flows && !option::records_flows()) {
       return failed(no_flows(targets_.front()));
@@ -253,15 +253,15 @@ class Drain {
     return needs_signal();
   }
 
-  /// migrate and close: there is no way to close the descriptors of another process, so its own
-  /// shutdown does.
+  /// migrate and close: nothing can close the descriptors of another process, so its own shutdown
+  /// has to.
   Done needs_signal() {
     if (drains(result_.method) || options_.signal) {
       return {};
     }
     return failed(Failure(options_.method == Method::automatic ? Exit::unsupported : Exit::usage,
-                          fmt::format("method {} means the server's own shutdown: say which signal "
-                                      "asks for it with --signal",
+                          fmt::format("method {} relies on the server's own shutdown: name the "
+                                      "signal for it with --signal",
                                       to_string(result_.method)),
                           result_.reason));
   }
@@ -273,12 +273,12 @@ class Drain {
 
   static Failure no_flows(const Target& target) {
     return {Exit::unsupported,
-            fmt::format("--flows: nobody records the UDP flows of {}", target.str()),
+            fmt::format("--flows: the UDP flows of {} are not recorded", target.str()),
             "reuseportctl enable --udp-flows, for the cgroup and network namespace of the server"};
   }
 
-  /// Of the targets, into the result: nothing where they are not recorded, or this user may not see
-  /// them. Fails where --flows is asked for then.
+  /// Counts the targets' flows into the result. Empty if they are not recorded or this user may not
+  /// see them; with --flows that is a failure.
   Done count_flows() {
     result_.flows.reset();
     if (!has_datagrams()) {
@@ -313,12 +313,12 @@ class Drain {
 
   [[nodiscard]] bool closed(const Target& t) const { return core_ ? !t.fd : !t.still_held(); }
 
-  /// As far as is known: flows from before the sockets were known are over after the idle time.
+  /// Flows that are older than the adoption of their socket are over after the idle time.
   [[nodiscard]] bool few_flows() const {
     return !options_.flows || (result_.all_flows_known() && *result_.flows <= *options_.flows);
   }
 
-  /// The server ended, or closed its UDP sockets, before its flows were few.
+  /// The server ended, or closed its UDP sockets, with too many flows left.
   [[nodiscard]] std::optional<Failure> flows_cut() const {
     const bool gone = server_->ended() || std::ranges::any_of(targets_, [&](const Target& t) {
                         return t.socket.protocol == Protocol::udp && closed(t);
@@ -337,7 +337,7 @@ class Drain {
       return {};
     }
     for (auto& t : targets_) {
-      t.fd.reset();  // hold nothing while somebody else's program runs
+      t.fd.reset();  // hold nothing while the user's command runs
     }
     Children::Environment env = {{"REUSEPORT_OLD_PID", std::to_string(server_->pid())}};
     if (newcomer_ != 0) {
@@ -353,7 +353,7 @@ class Drain {
         break;
       }
       if (Clock::now() >= deadline_) {
-        return failed(Failure(Exit::deadline, "--ready says no", "nothing was changed"));
+        return failed(Failure(Exit::deadline, "--ready has not succeeded", "nothing was changed"));
       }
       if (!wait(obstacle_pause)) {
         return failed(around_.waiter.why());
@@ -396,7 +396,7 @@ class Drain {
       return Obstacle{failure, Lasts::to_the_deadline};
     }
     if (failure.errnum == EBADF || failure.errnum == ESTALE) {
-      return Obstacle{failure, Lasts::a_moment};  // closed since the look
+      return Obstacle{failure, Lasts::a_moment};  // closed in the meantime
     }
     if (failure.errnum == EBUSY || failure.exit == Exit::unsupported ||
         failure.exit == Exit::permission) {
@@ -465,7 +465,7 @@ class Drain {
     }
   }
 
-  /// Time is out with something left.
+  /// Time ran out with something left.
   Done at_deadline() {
     late_ = true;
     result_.drained = false;
@@ -473,7 +473,7 @@ class Drain {
     if (options_.at_deadline == AtDeadline::restore && core_) {
       core_->undo();
       record();
-      failure.hint = "every listener has the mode it had before";
+      failure.hint = "every listener has its old mode again";
     } else if (options_.at_deadline == AtDeadline::signal && options_.signal) {
       return {};
     } else if (result_.method == Method::option_bpf) {
@@ -492,7 +492,7 @@ class Drain {
     return failed(std::move(failure));
   }
 
-  // --- leave: what comes between drained and the signal ---
+  // --- leave: between drained and the signal ---
 
   Done leave() {
     if (late_) {
@@ -506,8 +506,8 @@ class Drain {
       }
       if (*said != 0) {
         return undone(Failure(Clock::now() >= deadline_ ? Exit::deadline : Exit::error,
-                              fmt::format("--before-signal says {}: not signalled", *said),
-                              core_ ? "every listener has the mode it had before" : ""));
+                              fmt::format("--before-signal exited with {}: no signal sent", *said),
+                              core_ ? "every listener has its old mode again" : ""));
       }
     }
     auto pause = std::chrono::milliseconds(poll_first);
@@ -590,10 +590,10 @@ class Drain {
   Done signal_and_wait() {
     const bool ends_with_us = result_.method == Method::option_bpf;
     if (!options_.signal && !ends_with_us) {
-      return {};  // drained, and STANDBY: whoever ends the server now loses nothing
+      return {};  // drained, and STANDBY: ending the server now loses nothing
     }
     for (Target& t : targets_) {
-      t.fd.reset();  // ours would keep them open with nobody to accept
+      t.fd.reset();  // our copies would keep them open with nobody to accept
     }
     if (options_.signal) {
       const auto ok = server_->signal(*options_.signal);
@@ -623,7 +623,7 @@ class Drain {
       }
       refresh();
       if (!wait(pause)) {
-        return failed(Failure(Exit::error, options_.signal ? "stopped; the signal was sent already"
+        return failed(Failure(Exit::error, options_.signal ? "stopped after the signal was sent"
                                                            : around_.waiter.why().message));
       }
       pause = std::min<std::chrono::milliseconds>(pause * 2, poll_most);
@@ -633,7 +633,7 @@ class Drain {
     }
     if (late_) {
       Failure failure(Exit::deadline, fmt::format("deadline hit with {} left", result_.left()),
-                      "the signal was sent all the same");
+                      "the signal was sent anyway");
       failure.detail = detail();
       return failed(std::move(failure));
     }
@@ -647,7 +647,7 @@ class Drain {
                         ? fmt::format("process {} has not ended after {}", server_->pid(),
                                       signal_name(*options_.signal))
                         : std::string("drained, but the server has not closed its listeners"),
-                    listens           ? "where it still listens it gets new connections again"
+                    listens           ? "listeners that are still open get new connections again"
                     : result_.drained ? "its listeners are drained and get nothing new"
                                       : "");
     failure.detail = detail();
@@ -663,7 +663,7 @@ class Drain {
     return failed(error);
   }
 
-  /// Drained and closed in STANDBY loses nothing if those who took over stayed to the end.
+  /// Closing a drained STANDBY listener loses nothing if the newcomer stayed to the end.
   Done see_others() {
     if (!core_) {
       return {};
@@ -679,15 +679,14 @@ class Drain {
     const Newcomers newcomers(*view, targets_, processes);
     for (std::size_t i = 0; i < targets_.size(); i++) {
       if (covers_[i] == Cover::none) {
-        continue;  // meant to go
+        continue;  // the address is given up
       }
       const Successor successor = newcomers.of(targets_[i]);
       if (successor.cover == Cover::none) {
         result_.drained = false;
         Failure failure(
             Exit::error,
-            fmt::format("{} is closed, and the newcomer is gone: what came at the end may "
-                        "be lost",
+            fmt::format("{} is closed, and the newcomer is gone: the last connections may be lost",
                         targets_[i].socket.local.str()),
             successor.why);
         failure.detail = detail();
@@ -720,8 +719,7 @@ class Drain {
     }
   }
 
-  /// What @p command exits with; 124 where it had to be ended at the deadline, as timeout(1) has
-  /// it.
+  /// The exit code of @p command; 124 if it was killed at the deadline, as with timeout(1).
   Outcome<int> run_shell(const std::string& command, const Children::Environment& env) {
     constexpr int timed_out = 124;
     const auto child = around_.children.start(shell(command), env);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a drain says of itself.
+// The result of a drain, as text and JSON.
 #include <fmt/format.h>
 
 #include <iterator>
@@ -74,27 +74,26 @@ std::string DrainResult::text() const {
     fmt::format_to(std::back_inserter(out), "drained by {} in {} ms: closing loses {}\n",
                    to_string(method), took.count(),
                    flows.value_or(0) != 0
-                       ? fmt::format("the {} UDP flow{} that live{}", *flows,
-                                     *flows == 1 ? "" : "s", *flows == 1 ? "s" : "")
+                       ? fmt::format("{} live UDP flow{}", *flows, *flows == 1 ? "" : "s")
                    : all_counted ? "nothing"
-                                 : "nothing that is counted");
+                                 : "nothing that was counted");
     if (flows && !all_flows_known()) {
       fmt::format_to(std::back_inserter(out),
-                     "not counted: UDP flows that were silent since {:.1f} s ago\n",
+                     "not counted: UDP flows that have been silent for the last {:.1f} s\n",
                      static_cast<double>(flows_known_for.count()) / 1000.0);
     }
     if (flows_without_room) {
-      out += "not counted: UDP flows that there was no room for\n";
+      out += "not counted: UDP flows for which there was no room\n";
     }
   } else if (method == Method::migrate) {
-    out += "not drained: the kernel moves what is left to the others (tcp_migrate_req)\n";
+    out += "not drained: the kernel moves what is left to other listeners (tcp_migrate_req)\n";
   } else {
     fmt::format_to(std::back_inserter(out),
-                   "not drained ({}): connections in the queue or half-open may have been reset\n",
+                   "not drained ({}): queued and half-open connections may have been reset\n",
                    to_string(method));
   }
   if (!reason.empty()) {
-    fmt::format_to(std::back_inserter(out), "why not better: {}\n", reason);
+    fmt::format_to(std::back_inserter(out), "no better method: {}\n", reason);
   }
   if (ended) {
     out += "the process has ended\n";

@@ -23,7 +23,7 @@ Outcome<Fd> open_path(const std::string& path, int flags, const std::string& wha
   return fd;
 }
 
-/// An errno of what the option needs, as an exit code.
+/// Maps what the option needs to an exit code.
 tl::unexpected<Failure> refused(const Error& error) {
   Failure failure(error);
   switch (option::need(error)) {
@@ -61,15 +61,16 @@ Done enable_command(const EnableOptions& options, const Output& out) {
   if (options.udp_flows) {
     flows = option::FlowOptions{options.idle, options.flows_max};
   } else if (options.idle || options.flows_max) {
-    return failed(Failure(Exit::usage, "--idle and --flows-max are about --udp-flows"));
+    return failed(Failure(Exit::usage, "--idle and --flows-max need --udp-flows"));
   }
-  auto directory = open_path(cgroup, O_DIRECTORY, "a directory of cgroup2");
+  auto directory = open_path(cgroup, O_DIRECTORY, "name a cgroup2 directory");
   if (!directory) {
     return tl::unexpected(directory.error());
   }
   Fd where;
   if (!netns.empty()) {
-    auto fd = open_path(netns, 0, "a network namespace: PID, /proc/PID/ns/net or /run/netns/NAME");
+    auto fd =
+        open_path(netns, 0, "name a network namespace: PID, /proc/PID/ns/net or /run/netns/NAME");
     if (!fd) {
       return tl::unexpected(fd.error());
     }
@@ -78,9 +79,9 @@ Done enable_command(const EnableOptions& options, const Output& out) {
   const auto root = option::cgroup2_mount();
   if (root && *root == cgroup) {
     out.note(
-        "this is the root cgroup: programs run at every setsockopt, getsockopt, bind, listen and "
-        "close of the whole machine, and a server that fills a REUSEPORT_SOCKARRAY itself is "
-        "refused its listeners (EBUSY)");
+        "this is the root cgroup: BPF programs run at every setsockopt, getsockopt, bind, listen "
+        "and close of the whole machine, and a server that adds its listeners to its own "
+        "REUSEPORT_SOCKARRAY gets EBUSY");
   }
   const auto done =
       option::enable(directory->get(), where.get(),
@@ -89,13 +90,13 @@ Done enable_command(const EnableOptions& options, const Output& out) {
   if (!done) {
     auto failure = refused(done.error());
     if (options.udp_flows && option::need(done.error()) == option::Need::not_by_bpf) {
-      failure.value().hint += "; UDP flows are not kept beside that";
+      failure.value().hint += "; UDP flows cannot be kept there";
     }
     return failure;
   }
   if (done->foreign > 0) {
     out.note(
-        fmt::format("{} other sk_lookup program{} in this namespace: what they choose is obeyed",
+        fmt::format("{} other sk_lookup program{} in this namespace: their choice takes precedence",
                     done->foreign, done->foreign == 1 ? "" : "s"));
   }
   if (done->refused > 0) {
@@ -117,8 +118,8 @@ Done enable_command(const EnableOptions& options, const Output& out) {
   } else {
     out.text(fmt::format("{}: {} in {}; {} listener{} and {} UDP socket{} known{}\n", cgroup,
                          done->new_cgroup || done->new_namespace ? "enabled"
-                         : done->replaced ? "enabled already, programs replaced"
-                                          : "enabled already",
+                         : done->replaced ? "already enabled, programs replaced"
+                                          : "already enabled",
                          netns.empty() ? "this network namespace" : netns, done->listeners,
                          done->listeners == 1 ? "" : "s", done->datagrams,
                          done->datagrams == 1 ? "" : "s",

@@ -16,9 +16,9 @@
 namespace reuseport::ctl {
 
 struct EnableOptions {
-  std::string cgroup;        ///< directory of cgroup2; empty: that of pid
+  std::string cgroup;        ///< a cgroup2 directory; empty: that of pid
   std::string netns;         ///< path of a namespace, or a PID; empty: that of pid, or the caller's
-  std::optional<pid_t> pid;  ///< a process whose cgroup and namespace are meant
+  std::optional<pid_t> pid;  ///< use the cgroup and namespace of this process
   bool large_groups = false;
   bool udp_flows = false;
   std::optional<std::chrono::milliseconds> idle;  ///< of a flow

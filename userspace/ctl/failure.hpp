@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Why a command did not do what was asked, and the exit code that tells so.
+// Why a command failed, and its exit code.
 #ifndef REUSEPORTCTL_FAILURE_HPP
 #define REUSEPORTCTL_FAILURE_HPP
 
@@ -27,14 +27,14 @@ enum class Exit : int {
 struct Failure {
   Exit exit = Exit::error;
   std::string message;
-  std::string call;  ///< failing system call, where there was one
+  std::string call;  ///< failing system call, if any
   int errnum = 0;    ///< 0: none
   std::string hint;
   nlohmann::json detail = {};  ///< further facts, for --json
 
   Failure(Exit code, std::string text, std::string what_next = {})
       : exit(code), message(std::move(text)), hint(std::move(what_next)) {}
-  /// Chooses the exit code by the errno. @p what says what was being done.
+  /// Derives the exit code from the errno. @p what was being done.
   explicit Failure(const Error& error, const std::string& what = {});
 
   /// "message: hint", one line.
@@ -46,7 +46,7 @@ template <typename T>
 using Outcome = tl::expected<T, Failure>;
 using Done = Outcome<void>;
 
-/// Hands an Error or a Failure on.
+/// Passes on an Error or a Failure.
 inline tl::unexpected<Failure> failed(const Error& error, const std::string& what = {}) {
   return tl::unexpected<Failure>(Failure(error, what));
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// How many files this process may have open: a drain holds a descriptor a listener.
+// The limit of open files: a drain holds a descriptor per listener.
 #ifndef REUSEPORTCTL_LIMITS_HPP
 #define REUSEPORTCTL_LIMITS_HPP
 
@@ -7,7 +7,7 @@ namespace reuseport::ctl {
 
 /// Raises the soft limit to the hard one.
 void raise_open_files();
-/// Back to what it was. For a forked child: programs that use select(2) rely on the old limit.
+/// Restores the old limit, in a forked child: programs that use select(2) rely on it.
 void restore_open_files();
 
 }  // namespace reuseport::ctl

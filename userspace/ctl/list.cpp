@@ -38,7 +38,7 @@ json processes_json(const DiagSocket& s, const View& view, Names& names) {
   return out;
 }
 
-/// "tcp", "tcp6" for IPv6 alone, "tcp46" for a dual-stack listener.
+/// "tcp", "tcp6" for IPv6 only, "tcp46" for a dual-stack listener.
 std::string protocol_name(const DiagSocket& s) {
   const bool dual = s.local.family == AF_INET6 && s.local.is_any() && !s.v6only;
   return std::string(to_string(s.protocol)) + (s.local.family == AF_INET ? "" : dual ? "46" : "6");
@@ -70,8 +70,8 @@ constexpr std::size_t columns = 10;
 constexpr std::array<std::string_view, columns> titles = {
     "PROTO", "ADDRESS", "MODE", "HANDSHAKES", "QUEUE", "FLOWS", "GROUP", "UID", "INODE", "PROCESS"};
 
-/// The cells of a table, one after the other in one text: of 20,000 rows a string each would cost
-/// more than all else.
+/// The cells of a table in a single string: with 20,000 rows, one string per cell would cost more
+/// than everything else.
 class Cells {
  public:
   template <typename... Args>
@@ -154,7 +154,7 @@ std::string command_line(pid_t pid) {
   return visible(out);
 }
 
-/// What `show` adds to `list`; parts that this user may not see are null.
+/// What `show` adds to `list`; what this user may not see is null.
 json more_json(const DiagSocket& s, const View& view) {
   json out = {{"bpf_program", nullptr}, {"half_open_at_address", nullptr}};
   if (s.protocol == Protocol::tcp) {
@@ -196,8 +196,8 @@ std::string show_text(const DiagSocket& s, const json& one, const json& more, co
     line("group", fmt::format("{}: {} on, {} standby, {} off", s.info->group_id, s.info->group_on,
                               s.info->group_standby, s.info->group_off));
   } else {
-    line("mode", "this kernel has none");
-    line("handshakes", known("half_open_at_address") + " at this address, whoever owns them");
+    line("mode", "not supported by this kernel");
+    line("handshakes", known("half_open_at_address") + " at this address, all listeners together");
     line("group", known("listeners_at_address") + " listeners at this address");
   }
   line("queue", s.protocol == Protocol::tcp ? fmt::format("{} of {}", s.queued, s.queue_max)
@@ -374,7 +374,7 @@ Done watch(const Selection& selection, const WatchOptions& options, const Output
     if (shown > 0) {
       const auto got = signals->wait(options.interval);
       if (got && got->number != SIGWINCH) {
-        return {};  // how a watch is meant to end
+        return {};  // the normal end of a watch
       }
     }
     const auto found = look_and_select(selection);

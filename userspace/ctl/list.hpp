@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// list, show, watch: they only read.
+// list, show, watch: commands that only read.
 #ifndef REUSEPORTCTL_LIST_HPP
 #define REUSEPORTCTL_LIST_HPP
 
@@ -18,7 +18,7 @@
 
 namespace reuseport::ctl {
 
-/// Command names, asked once a process.
+/// Command names, cached per process.
 class Names {
  public:
   const std::string& of(pid_t pid);
@@ -30,16 +30,16 @@ class Names {
 /// Live UDP flows of sockets of this network namespace.
 class FlowCounts {
  public:
-  /// Asks only where a UDP socket is chosen.
+  /// Reads the flow table only if a UDP socket is chosen.
   FlowCounts(const View& view, const std::vector<std::size_t>& chosen);
-  /// Nothing where they are not recorded, or this user may not see them.
+  /// Empty if flows are not recorded, or this user may not see them.
   [[nodiscard]] std::optional<std::size_t> of(const DiagSocket& s) const;
 
  private:
   std::unordered_map<std::uint64_t, std::size_t> by_cookie_;
 };
 
-/// A listener as --json shows it. What the kernel does not tell is null.
+/// A listener as --json shows it. What the kernel does not report is null.
 [[nodiscard]] nlohmann::json to_json(const DiagSocket& s, const View& view, Names& names,
                                      Processes& processes, const FlowCounts& flows);
 

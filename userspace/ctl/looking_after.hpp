@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a supervisor does while it waits: it takes its signals, reaps who has ended, tells the
-// service manager that it is alive.
+// What a supervisor does while it waits: it handles signals, reaps children, and tells the service
+// manager that it is alive.
 #ifndef REUSEPORTCTL_LOOKING_AFTER_HPP
 #define REUSEPORTCTL_LOOKING_AFTER_HPP
 
@@ -15,23 +15,23 @@
 
 namespace reuseport::ctl {
 
-/// Base of a supervisor: wait() is where it does all of that.
+/// Base of a supervisor: wait() does all of that.
 class LookingAfter : public Waiter {
  public:
   /// False once it is asked to stop.
   bool wait(std::chrono::milliseconds time) override;
 
  protected:
-  /// The longest wait at once.
+  /// The longest single wait.
   static constexpr std::chrono::milliseconds idle = std::chrono::hours(1);
 
   LookingAfter(const Output& out, Signals signals) : out_(out), signals_(std::move(signals)) {}
 
-  /// Until @p until: 0 where that has passed, idle at most.
+  /// Time until @p until: 0 if that has passed, at most idle.
   [[nodiscard]] static std::chrono::milliseconds remaining(Clock::time_point until);
-  /// What a signal asks for. Who has ended is reaped before.
+  /// Handles a signal, after ended children are reaped.
   virtual void take(const Signals::Signal& signal) = 0;
-  /// A line of the log, where that is JSON.
+  /// With --json, logs an event as one line.
   void event(const char* what, nlohmann::json facts) const;
 
   const Output& out_;

@@ -68,7 +68,7 @@ std::optional<T> positive(std::string_view text) {
                                                                              : std::nullopt;
 }
 
-/// 0 too.
+/// A number, including 0.
 std::optional<std::optional<std::size_t>> count(std::string_view text) {
   std::size_t value = 0;
   const auto [stop, ec] = std::from_chars(text.data(), text.data() + text.size(), value);
@@ -82,7 +82,8 @@ void add_selection(CLI::App* app, Selection& s) {
   option(app, "--port", s.port, parse_port, "listeners on this port", "N");
   option(app, "--addr", s.address, EndpointPattern::parse,
          "listeners on this address, e.g. 127.0.0.1, [::1]:80, *:80", "ADDR[:PORT]");
-  option(app, "--inode", s.inode, positive<std::uint64_t>, "the socket of this number", "N");
+  option(app, "--inode", s.inode, positive<std::uint64_t>, "the socket with this inode number",
+         "N");
   app->add_flag("--tcp", s.tcp, "only TCP");
   app->add_flag("--udp", s.udp, "only UDP");
 }
@@ -94,7 +95,7 @@ const std::map<std::string, Method> methods = {
 template <typename Options>
 void add_method(CLI::App* app, Options& options, bool& reuseport_only) {
   app->add_flag("--reuseport-only", reuseport_only,
-                "leave listeners without SO_REUSEPORT alone: an admin port, say");
+                "skip listeners without SO_REUSEPORT, such as an admin port");
   option(
       app, "--method", options.method,
       [](const std::string& text) {
@@ -102,14 +103,14 @@ void add_method(CLI::App* app, Options& options, bool& reuseport_only) {
         return it == methods.end() ? std::nullopt : std::optional(it->second);
       },
       "auto (the best that works here), option or close", "METHOD");
-  app->add_flag("--require", options.require, "drain or change nothing: no falling back to close");
+  app->add_flag("--require", options.require, "drain or change nothing: do not fall back to close");
   app->add_option("--before-signal", options.before_signal,
-                  "shell command, run when drained and before the signal ($REUSEPORT_PID)")
+                  "shell command to run after the drain, before the signal ($REUSEPORT_PID)")
       ->type_name("COMMAND");
   option(app, "--connections", options.connections, count,
-         "then wait until the old server has at most this many connections", "N");
-  option(app, "--flows", options.flows, count,
-         "and at most this many UDP flows (enable --udp-flows)", "N");
+         "then wait until the old server has at most N connections", "N");
+  option(app, "--flows", options.flows, count, "and at most N UDP flows (needs enable --udp-flows)",
+         "N");
 }
 
 struct Arguments {
@@ -140,7 +141,7 @@ Failure unknown(std::string_view kind, std::string_view word,
           (meant.empty() ? "" : "did you mean " + meant + "? ") + std::string("see --help")};
 }
 
-/// The first option or command that there is none of. CLI11 would speak of what is missing first.
+/// The first unknown option or command. CLI11 would first complain about what is missing.
 std::optional<Failure> misspelt(const CLI::App& app, int argc, char** argv) {
   const CLI::App* command = nullptr;
   for (int i = 1; i < argc; i++) {
@@ -188,7 +189,7 @@ std::optional<Failure> misspelt(const CLI::App& app, int argc, char** argv) {
   return std::nullopt;
 }
 
-/// Changing everything at once is never what was meant.
+/// Changing everything at once is never intended.
 Done require_selection(const Selection& s, const char* command) {
   if (s.everything()) {
     return failed(
@@ -203,24 +204,24 @@ void declare_option(CLI::App& app, Arguments& a, std::function<Outcome<int>()>& 
     return done ? Outcome<int>(0) : Outcome<int>(tl::unexpected(done.error()));
   };
   auto* enable = app.add_subcommand(
-      "enable", "provide SO_REUSEPORT_LISTEN_OFF by BPF, on a kernel that lacks it");
+      "enable", "provide SO_REUSEPORT_LISTEN_OFF by BPF on a kernel that lacks it");
   enable->add_option("--cgroup", a.enable.cgroup, "for processes of this cgroup2 directory")
       ->type_name("DIR");
-  enable->add_option("--netns", a.enable.netns, "in this network namespace (the caller's)")
+  enable->add_option("--netns", a.enable.netns, "in this network namespace (default: the caller's)")
       ->type_name("PATH|PID");
   option(enable, "--pid", a.enable.pid, positive<pid_t>,
          "for the cgroup and network namespace of this process", "PID");
   enable->add_flag("--large-groups", a.enable.large_groups,
-                   "groups of up to 4096 members, instead of 512");
+                   "groups of up to 4096 members instead of 512");
   enable->add_flag("--udp-flows", a.enable.udp_flows,
-                   "UDP: clients that were answered stay with the socket that answered");
+                   "UDP: a client stays with the socket that answered it");
   option(
       enable, "--idle", a.enable.idle,
       [](const std::string& text) {
         const auto time = parse_duration(text);
         return time && time->count() > 0 ? std::optional(time) : std::nullopt;
       },
-      "a flow silent for longer is over (120 s)", "SECONDS");
+      "idle timeout of a flow (120 s)", "SECONDS");
   option(
       enable, "--flows-max", a.enable.flows_max,
       [](const std::string& text) {
@@ -228,20 +229,20 @@ void declare_option(CLI::App& app, Arguments& a, std::function<Outcome<int>()>& 
         const bool fits = n && *n >= option::least_flows && *n <= option::most_flows;
         return fits ? std::optional(n) : std::nullopt;
       },
-      "flows there is room for (131072), of one user half; 1024 to 4194304", "N");
+      "room for N flows (131072; at most half for one user); 1024 to 4194304", "N");
   enable->callback(
       [&, code] { run = [&, code] { return code(enable_command(a.enable, a.out)); }; });
 
-  auto* disable = app.add_subcommand("disable", "take away what enable has loaded");
-  disable->add_flag("--force", a.force, "also while a listener is not ON");
+  auto* disable = app.add_subcommand("disable", "remove what enable has loaded");
+  disable->add_flag("--force", a.force, "even if a listener is not ON");
   disable->callback(
       [&, code] { run = [&, code] { return code(disable_command(a.force, a.out)); }; });
 
-  auto* status = app.add_subcommand("status", "what is enabled by BPF: scope, since when, groups");
+  auto* status = app.add_subcommand("status", "what enable has set up: scope, start time, groups");
   status->callback([&, code] { run = [&, code] { return code(status_command(a.out)); }; });
 }
 
-/// Declares all commands; the one that is chosen sets @p run.
+/// Declares all commands; the chosen one sets @p run.
 void declare(CLI::App& app, Arguments& a, std::function<Outcome<int>()>& run) {
   const auto code = [](const Done& done) -> Outcome<int> {
     return done ? Outcome<int>(0) : Outcome<int>(tl::unexpected(done.error()));
@@ -249,13 +250,13 @@ void declare(CLI::App& app, Arguments& a, std::function<Outcome<int>()>& run) {
   app.require_subcommand(1);
   app.fallthrough();
   app.set_version_flag("-V,--version", std::string("reuseportctl ") + REUSEPORT_VERSION);
-  app.add_flag("--json", a.out.json, "print JSON, errors too");
+  app.add_flag("--json", a.out.json, "print JSON, also for errors");
   app.add_flag_callback(
-      "--pretty", [&a] { a.out.json = a.out.pretty = true; }, "print JSON for people");
+      "--pretty", [&a] { a.out.json = a.out.pretty = true; }, "print indented JSON");
   app.add_flag("-q,--quiet", a.out.quiet, "show no progress");
 
-  auto* probe = app.add_subcommand("probe", "what this kernel can do");
-  probe->add_flag("--behaviour", a.behaviour, "also check on loopback that OFF means off");
+  auto* probe = app.add_subcommand("probe", "what this kernel supports");
+  probe->add_flag("--behaviour", a.behaviour, "also test on loopback that OFF means off");
   probe->callback([&] {
     run = [&]() -> Outcome<int> {
       const auto exit = probe_command(a.behaviour, a.out);
@@ -265,19 +266,19 @@ void declare(CLI::App& app, Arguments& a, std::function<Outcome<int>()>& run) {
 
   declare_option(app, a, run);
 
-  auto* list = app.add_subcommand("list", "listeners: address, mode, queue, group, process");
+  auto* list = app.add_subcommand("list", "list listeners: address, mode, queue, group, process");
   add_selection(list, a.selection);
   list->callback([&, code] { run = [&, code] { return code(ctl::list(a.selection, a.out)); }; });
 
-  auto* show = app.add_subcommand("show", "all that is known about some listeners");
+  auto* show = app.add_subcommand("show", "show everything about some listeners");
   add_selection(show, a.selection);
   show->callback([&, code] { run = [&, code] { return code(ctl::show(a.selection, a.out)); }; });
 
-  auto* watch = app.add_subcommand("watch", "list again and again");
+  auto* watch = app.add_subcommand("watch", "repeat list at an interval");
   add_selection(watch, a.selection);
   option(watch, "--interval", a.watch.interval, parse_duration, "time between two tables",
          "SECONDS");
-  option(watch, "--count", a.watch.count, positive<unsigned>, "tables to show, then end", "N");
+  option(watch, "--count", a.watch.count, positive<unsigned>, "end after N tables", "N");
   watch->callback(
       [&, code] { run = [&, code] { return code(ctl::watch(a.selection, a.watch, a.out)); }; });
 
@@ -290,13 +291,13 @@ void declare(CLI::App& app, Arguments& a, std::function<Outcome<int>()>& run) {
        {ModeCommand{"on", Mode::on, "give listeners new connections"},
         ModeCommand{"off", Mode::off, "give listeners nothing new; they keep what they have"},
         ModeCommand{"standby", Mode::standby,
-                    "give listeners something only while no other is ON"}}) {
+                    "give listeners new connections only while no other is ON"}}) {
     auto* command = app.add_subcommand(m.name, m.what);
     add_selection(command, a.selection);
     command->add_flag("--allow-shared", a.mode.allow_shared,
-                      "also a socket that another process holds");
-    command->add_flag("--allow-last", a.mode.allow_last, "also the last ON listener of an address");
-    command->add_flag("--dry-run", a.mode.dry_run, "only say what would be done");
+                      "even if another process holds the socket");
+    command->add_flag("--allow-last", a.mode.allow_last, "even the last ON listener of an address");
+    command->add_flag("--dry-run", a.mode.dry_run, "only print what would be done");
     command->callback([&, code, m] {
       run = [&, code, m] {
         const auto named = require_selection(a.selection, m.name);
@@ -306,16 +307,16 @@ void declare(CLI::App& app, Arguments& a, std::function<Outcome<int>()>& run) {
   }
 
   auto* drain =
-      app.add_subcommand("drain", "retire the listeners of an old process, beside a new one");
+      app.add_subcommand("drain", "retire an old server's listeners beside those of a new one");
   add_selection(drain, a.drain.selection);
   drain->get_option("--pid")->required();
   option(drain, "--timeout", a.drain.timeout, parse_duration, "give up after this (30 s)",
          "SECONDS");
-  option(drain, "--signal", a.drain.signal, parse_signal, "then send this to the process", "NAME");
+  option(drain, "--signal", a.drain.signal, parse_signal, "then send this signal", "NAME");
   add_method(drain, a.drain, a.drain.selection.reuseport_only);
   drain
       ->add_option("--ready", a.drain.ready,
-                   "shell command that says 0 when the new server is ready ($REUSEPORT_PID)")
+                   "shell command that exits 0 when the new server is ready ($REUSEPORT_PID)")
       ->type_name("COMMAND");
   drain->add_flag("--wait", a.drain.wait, "after the signal, wait until the process has ended")
       ->needs(drain->get_option("--signal"));
@@ -329,11 +330,11 @@ void declare(CLI::App& app, Arguments& a, std::function<Outcome<int>()>& run) {
                : text == "signal"  ? std::optional(AtDeadline::signal)
                                    : std::nullopt;
       },
-      "with connections left: standby (default), restore, or signal all the same", "WHAT");
+      "if connections are left: standby (default), restore, or signal anyway", "WHAT");
   drain->add_flag("--allow-shared", a.drain.allow_shared,
-                  "also a socket that another process holds");
-  drain->add_flag("--allow-last", a.drain.allow_last, "also the last ON listener of an address");
-  drain->add_flag("--dry-run", a.drain.dry_run, "only say what would be done");
+                  "even if another process holds the socket");
+  drain->add_flag("--allow-last", a.drain.allow_last, "even the last ON listener of an address");
+  drain->add_flag("--dry-run", a.drain.dry_run, "only print what would be done");
   drain->callback([&] {
     run = [&]() -> Outcome<int> {
       const auto exit = drain_command(a.drain, a.out);
@@ -342,29 +343,29 @@ void declare(CLI::App& app, Arguments& a, std::function<Outcome<int>()>& run) {
   });
 
   auto* restart = app.add_subcommand(
-      "restart", "run a server; SIGHUP replaces it by a new one without losing a connection");
+      "restart", "run a server; SIGHUP replaces it with a new one without losing a connection");
   restart->add_option("command", a.restart.command, "the server, in the foreground")
       ->required()
       ->type_name("-- CMD ARG...");
   restart
       ->add_option("--ready", a.restart.ready,
-                   "shell command that says 0 when the new server is ready ($REUSEPORT_PID)")
+                   "shell command that exits 0 when the new server is ready ($REUSEPORT_PID)")
       ->type_name("COMMAND");
   option(restart, "--ready-timeout", a.restart.ready_timeout, parse_duration,
-         "how long a new server may take (30 s)", "SECONDS");
+         "how long a new server may take to get ready (30 s)", "SECONDS");
   option(restart, "--timeout", a.restart.drain_timeout, parse_duration,
          "how long the old one may drain (30 s)", "SECONDS");
   option(restart, "--stop-timeout", a.restart.stop_timeout, parse_duration,
          "kill the old one this long after the signal (90 s), 0: never", "SECONDS");
-  option(restart, "--signal", a.restart.signal, parse_signal, "what ends the server (TERM)",
+  option(restart, "--signal", a.restart.signal, parse_signal, "signal that ends the server (TERM)",
          "NAME");
   add_method(restart, a.restart, a.restart.reuseport_only);
   restart->add_flag("--allow-last", a.restart.allow_last,
-                    "also addresses that the new server does not serve");
-  restart->add_flag("--dry-run", a.restart.dry_run, "only say what would be done");
+                    "even if the new server does not serve every address");
+  restart->add_flag("--dry-run", a.restart.dry_run, "only print what would be done");
   restart->callback([&] { run = [&] { return supervise(a.restart, a.out); }; });
 
-  auto* help = app.add_subcommand("help", "what a command does, and its options");
+  auto* help = app.add_subcommand("help", "describe a command and its options");
   help->add_option("topic", a.topic, "the command")->type_name("COMMAND");
   help->callback([&] {
     run = [&]() -> Outcome<int> {
@@ -380,7 +381,7 @@ void declare(CLI::App& app, Arguments& a, std::function<Outcome<int>()>& run) {
   });
 }
 
-/// Errors on the command line come before --json is known.
+/// Usage errors occur before CLI11 has parsed --json.
 bool wants_json(int argc, char** argv) {
   for (int i = 1; i < argc && std::string_view(argv[i]) != "--"; i++) {
     if (std::string_view(argv[i]) == "--json" || std::string_view(argv[i]) == "--pretty") {
@@ -390,7 +391,7 @@ bool wants_json(int argc, char** argv) {
   return false;
 }
 
-/// A result that nobody could read is no success.
+/// A result that could not be written is not a success.
 int finish(int code, const Output& out) {
   const auto lost = Output::lost();
   if (lost) {
@@ -401,8 +402,8 @@ int finish(int code, const Output& out) {
 
 int run_tool(int argc, char** argv) try {
   fill_standard_descriptors();
-  // What is freed is kept for the next use: with many sockets, giving pages back and faulting them
-  // in again was a third of the work.
+  // Keep freed memory: with many sockets, returning pages and faulting them in again was a third of
+  // the work.
   (void)::mallopt(M_MMAP_MAX, 0);
   (void)::mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max());
   libbpf_set_print(nullptr);
@@ -431,7 +432,7 @@ int run_tool(int argc, char** argv) try {
     arguments.out.failure(result.error());
     return static_cast<int>(result.error().exit);
   }
-  // what restart writes is a log: its exit code is the server's
+  // restart writes a log; its exit code is the server's
   return app.got_subcommand("restart") ? *result : finish(*result, arguments.out);
 } catch (const std::exception& e) {
   Output().note(e.what());

@@ -21,7 +21,7 @@ using nlohmann::json;
 
 namespace {
 
-/// Exit::unsupported with the probe's reason unless setsockopt() itself has the option here.
+/// Exit::unsupported with the probe's reason unless setsockopt() provides the option here.
 Done require_option() {
   const char* why = "";
   const int support = reuseport_probe(&why);
@@ -49,16 +49,16 @@ Done set(const Target& target, Mode mode) {
                            target.str());
 }
 
-/// The cookie of its network namespace, Linux 5.14; 0 before that.
+/// The cookie of its network namespace, since Linux 5.14; 0 before that.
 std::uint64_t netns_of(const Target& target) {
   std::uint64_t netns = 0;
   socklen_t len = sizeof(netns);
   return ::getsockopt(target.fd.get(), SOL_SOCKET, SO_NETNS_COOKIE, &netns, &len) == 0 ? netns : 0;
 }
 
-/// Exit::last_on when a group would be left without an ON listener by switching the targets off.
+/// Exit::last_on if switching the targets off would leave a group without an ON listener.
 Done refuse_last_on(const std::vector<Target>& targets) {
-  // group_id is the number of a group within its network namespace
+  // group_id is unique within a network namespace only
   using Group = std::pair<std::uint64_t, std::uint32_t>;
   struct Member {
     const Target* target;
@@ -129,9 +129,9 @@ Done set_mode(Mode mode, const Selection& selection, const ModeOptions& options,
       }
       Failure failure = ok.error();
       if (!(*targets)[i].reuseport) {
-        failure.hint = "it has no SO_REUSEPORT: only a listener that has it has a mode";
+        failure.hint = "it has no SO_REUSEPORT: only listeners with SO_REUSEPORT have a mode";
       }
-      // all or none; ours to put back, so it can be put back
+      // all or none: restore those already set
       for (std::size_t j = i; j-- > 0;) {
         static_cast<void>(set((*targets)[j], before[j]));
       }

@@ -15,7 +15,7 @@ namespace {
 
 constexpr std::array<std::uint8_t, 12> mapped_prefix = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff};
 
-/// What a listener serves of one family: nothing, one address, or all.
+/// What a listener serves in one family: nothing, one address, or all.
 struct Part {
   bool served = false;
   bool all = false;
@@ -65,7 +65,7 @@ bool same_group(const DiagSocket& a, const DiagSocket& b) {
   return a.same_address(b) && a.v6only == b.v6only && a.uid == b.uid;
 }
 
-/// IPv4 addresses in the form they have in IPv6: "::ffff:192.0.2.1".
+/// The address as IPv6; IPv4 addresses are mapped: "::ffff:192.0.2.1".
 std::array<std::uint8_t, 16> address_of(const Endpoint& e) {
   std::array<std::uint8_t, 16> address = e.addr;
   if (e.family == AF_INET) {
@@ -112,7 +112,7 @@ Newcomers::Newcomers(const View& view, const std::vector<Target>& leaving, Proce
   }
 }
 
-/// Those that may get what comes for it, in whole or in part.
+/// Listeners that may get its connections, all or some of them.
 std::array<const Newcomers::Candidates*, 2> Newcomers::beside(const DiagSocket& old) const {
   static const Candidates nobody;
   const auto port = by_port_.find(key(old));
@@ -120,7 +120,7 @@ std::array<const Newcomers::Candidates*, 2> Newcomers::beside(const DiagSocket& 
     return {&nobody, &nobody};
   }
   const auto& at = port->second.at;
-  // of those that serve a part of a wide one, any will do: it is only told of
+  // any of those that serve a part of a wildcard will do: it only appears in a message
   const auto own = is_wide(old) ? at.begin() : at.find(address_of(old.local));
   return {&port->second.wide, own == at.end() ? &nobody : &own->second};
 }
@@ -135,7 +135,7 @@ bool Newcomers::reuseport(const DiagSocket& s, Processes& processes, const View&
     }
   }
   if (s.protocol == Protocol::tcp) {
-    return true;  // or listen(2) had refused one of the two: inet_csk_bind_conflict()
+    return true;  // else listen(2) would have refused one of the two: inet_csk_bind_conflict()
   }
   const auto target = take(s, view, processes);
   return target && target->reuseport;
@@ -158,12 +158,12 @@ Successor Newcomers::of(const Target& target) const {
       const Reach r6 = of_v6(old).served ? reach(of_v6(old), of_v6(s)) : Reach::nothing;
       if (r4 == Reach::nothing && r6 == Reach::nothing) {
         if (best.why.empty() && s.local.family == AF_INET6 && s.local.is_any() && s.v6only) {
-          best.why = whose + " is for IPv6 alone (IPV6_V6ONLY)";
+          best.why = whose + " is IPv6 only (IPV6_V6ONLY)";
         }
         continue;
       }
       if (s.uid != old.uid) {
-        best.why = fmt::format("{} belongs to uid {}, not {}: no newcomer of this server", whose,
+        best.why = fmt::format("{} belongs to uid {}, not {}: not this server's newcomer", whose,
                                s.uid, old.uid);
       } else if (!c.reuseport) {
         best.why = whose + " has no SO_REUSEPORT";
@@ -198,10 +198,10 @@ Failure nobody_takes_over(const Target& target, const Successor& successor) {
   if (!target.reuseport) {
     Failure failure(
         Exit::last_on,
-        fmt::format("{} {} has no SO_REUSEPORT: nobody can listen there beside it, and it "
+        fmt::format("{} {} has no SO_REUSEPORT: no other socket can listen beside it, and it "
                     "cannot be switched off",
                     to_string(target.socket.protocol), target.socket.local.str()),
-        "have its server set SO_REUSEPORT before bind() (nginx: listen ... reuseport)");
+        "make the server set SO_REUSEPORT before bind() (nginx: listen ... reuseport)");
     failure.detail = {{"address", target.socket.local.str()}, {"reuseport", false}};
     return failure;
   }
@@ -209,7 +209,7 @@ Failure nobody_takes_over(const Target& target, const Successor& successor) {
                   fmt::format("{} {} would be left without a listener that serves{}{}",
                               to_string(target.socket.protocol), target.socket.local.str(),
                               successor.why.empty() ? "" : ": ", successor.why),
-                  "start the newcomer first, name the port with --port, or --allow-last");
+                  "start the newcomer first, select a port with --port, or use --allow-last");
   failure.detail = {{"address", target.socket.local.str()}};
   return failure;
 }

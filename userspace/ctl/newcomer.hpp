@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Who gets what comes for an address once its old listeners are gone: judged as the kernel looks
-// listeners up (inet_lookup_listener(), inet6_lookup_listener(), and the same for UDP).
+// Which listener serves an address once the old ones are gone, by the rules of the kernel's lookup
+// (inet_lookup_listener(), inet6_lookup_listener(), and the same for UDP).
 #ifndef REUSEPORTCTL_NEWCOMER_HPP
 #define REUSEPORTCTL_NEWCOMER_HPP
 
@@ -18,20 +18,19 @@
 namespace reuseport::ctl {
 
 enum class Cover : std::uint8_t {
-  none,   ///< nobody, or not for all of it: connections would be refused
-  route,  ///< a listener of a wider address, such as [::]: once the old one is OFF, lookups go on
-          ///< to it
-  group,  ///< one in the same group, to which STANDBY leaves all that is new
+  none,   ///< none, or only for a part of it: connections would be refused
+  route,  ///< a listener on a wider address, such as [::]: lookups find it once the old one is OFF
+  group,  ///< one in the same group, which gets all that is new while the old one is STANDBY
 };
 
 struct Successor {
   Cover cover = Cover::none;
-  const DiagSocket* who = nullptr;  ///< of View::sockets
-  std::string why;                  ///< for none: what stands in the way
+  const DiagSocket* who = nullptr;  ///< in View::sockets
+  std::string why;                  ///< for Cover::none: the reason
 };
 
-/// Finds successors. Only listeners with SO_REUSEPORT of the old one's user count, ON as far as the
-/// kernel tells, and none that leaves too.
+/// Finds successors: listeners with SO_REUSEPORT, of the same user, ON as far as the kernel tells,
+/// and not leaving themselves.
 class Newcomers {
  public:
   Newcomers(const View& view, const std::vector<Target>& leaving, Processes& processes);
@@ -43,10 +42,10 @@ class Newcomers {
     const DiagSocket* socket;
     bool reuseport;
   };
-  using Candidates = std::vector<Candidate>;  // of those that say the same, one
+  using Candidates = std::vector<Candidate>;  // one of each kind
   using Address = std::array<std::uint8_t, 16>;
   struct Port {
-    Candidates wide;  // of every address
+    Candidates wide;  // wildcard addresses
     std::map<Address, Candidates> at;
   };
   [[nodiscard]] static bool reuseport(const DiagSocket& s, Processes& processes, const View& view);
@@ -54,7 +53,7 @@ class Newcomers {
   std::unordered_map<std::uint32_t, Port> by_port_;  // protocol and port
 };
 
-/// Exit::last_on with the first target that nobody takes over, and the reason.
+/// Exit::last_on for a target without a successor, and the reason.
 [[nodiscard]] Failure nobody_takes_over(const Target& target, const Successor& successor);
 
 }  // namespace reuseport::ctl

@@ -26,7 +26,7 @@ bool terminal() {
 int write_all(int fd, std::string_view text) {
   while (!text.empty()) {
     const ssize_t n = ::write(fd, text.data(), text.size());
-    if (n < 0 && errno == EAGAIN) {  // somebody made the pipe non-blocking
+    if (n < 0 && errno == EAGAIN) {  // someone made the pipe non-blocking
       pollfd ready{fd, POLLOUT, 0};
       static_cast<void>(::poll(&ready, 1, -1));
     } else if (n < 0 && errno != EINTR) {

@@ -12,8 +12,7 @@
 
 namespace reuseport::ctl {
 
-/// Nothing that is written can end the program or change what it does: a result that could not be
-/// written is asked for at the end.
+/// A write error neither ends the program nor changes what it does: lost() reports it at the end.
 struct Output {
   bool json = false;    ///< --json, --pretty
   bool pretty = false;  ///< --pretty
@@ -21,24 +20,23 @@ struct Output {
 
   /// Writes one document to standard output, in ASCII.
   void document(const nlohmann::json& value) const;
-  /// Writes text to standard output as it is.
+  /// Writes text to standard output unchanged.
   void text(std::string_view text) const;
-  /// Says what went wrong: one line on standard error, and with --json the same as a document.
+  /// Reports a failure: one line on standard error, and with --json also a document.
   void failure(const Failure& failure) const;
-  /// One line about what is being done, on standard error. Overwrites itself on a terminal and is
-  /// quiet elsewhere.
+  /// A progress line on standard error, if that is a terminal. Overwrites the previous one.
   void progress(std::string_view line) const;
-  /// Takes the progress line away.
+  /// Erases the progress line.
   void end_progress() const;
   /// One line on standard error, always.
   void note(std::string_view line) const;
 
-  /// Why some of what went to standard output is not there: a full disk, a reader that is gone.
+  /// Why standard output is incomplete: a full disk, a reader that is gone. Empty: it is complete.
   [[nodiscard]] static std::optional<Failure> lost();
 };
 
-/// Descriptors 0 to 2 that the caller closed are opened on /dev/null, so that no socket gets their
-/// numbers; what is written to standard output is an error then as it was.
+/// Opens /dev/null for descriptors 0 to 2 that the caller closed, so that no socket gets their
+/// numbers. Writing to a closed standard output is still an error.
 void fill_standard_descriptors();
 
 }  // namespace reuseport::ctl

@@ -31,7 +31,7 @@ Status try_sock_diag(Protocol protocol) {
   if (!diag) {
     return tl::unexpected(diag.error());
   }
-  // port 1: a short answer, the handler is asked all the same
+  // port 1: a short answer that still needs the handler
   const auto found = diag->listeners(protocol, 1);
   return found ? Status{} : Status{tl::unexpected(found.error())};
 }
@@ -41,7 +41,7 @@ Status try_pidfd_getfd() {
   if (!self) {
     return tl::unexpected(self.error());
   }
-  // a descriptor nobody has: EBADF is the answer of a kernel that knows the call
+  // no process has this descriptor: a kernel that has the call answers EBADF
   const auto copy = self->duplicate(1 << 30, 0);
   return copy || copy.error().errnum == EBADF ? Status{} : Status{tl::unexpected(copy.error())};
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// probe: what this kernel can do.
+// probe: what this kernel supports.
 #ifndef REUSEPORTCTL_PROBE_HPP
 #define REUSEPORTCTL_PROBE_HPP
 
@@ -8,11 +8,11 @@
 
 namespace reuseport::ctl {
 
-/// Prints what works here. Exit::unsupported when the option does not, after the print.
-/// @param behaviour  also checks on loopback that an OFF listener gets nothing
+/// Prints what works here. Exit::unsupported if the option does not, after printing.
+/// @param behaviour  also tests on loopback that an OFF listener gets nothing
 [[nodiscard]] Outcome<Exit> probe_command(bool behaviour, const Output& out);
 
-/// net.ipv4.tcp_migrate_req of this network namespace; false where the kernel lacks it.
+/// net.ipv4.tcp_migrate_req of this network namespace; false if the kernel lacks it.
 [[nodiscard]] bool migrates_requests();
 
 }  // namespace reuseport::ctl

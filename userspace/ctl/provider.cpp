@@ -14,7 +14,7 @@ namespace reuseport::ctl {
 
 namespace {
 
-/// Whether setsockopt() itself works here; @p why not.
+/// Whether setsockopt() works here; if not, @p why.
 bool works_by_itself(std::string& why, bool& by_bpf) {
   const char* text = "";
   const int support = reuseport_probe(&text);
@@ -23,7 +23,7 @@ bool works_by_itself(std::string& why, bool& by_bpf) {
   return support == REUSEPORT_SUPPORTED || by_bpf;
 }
 
-/// The cgroup of a socket is what counts, not that of who asks.
+/// The socket's cgroup counts, not the caller's.
 bool works_for(const std::vector<int>& fds) {
   return !fds.empty() && option::records_flows() && std::ranges::all_of(fds, [](int fd) {
     reuseport_listen_info info{};
@@ -40,7 +40,7 @@ bool is_datagram(int fd) {
 Failure neither(const std::string& why, const Error& error) {
   const option::Need need = option::need(error);
   Failure failure(need == option::Need::privilege ? Exit::permission : Exit::unsupported, why,
-                  "and by BPF: " + error.message());
+                  "BPF cannot provide it either: " + error.message());
   if (need == option::Need::nothing) {
     failure.exit = Exit::error;
   }
@@ -98,7 +98,7 @@ int Provider::get_info(int fd, reuseport_listen_info* info) {
 
 void Provider::refresh() {
   if (session_) {
-    // what could not be taken in is asked for again; until then SETTLED is not set
+    // sockets that could not be adopted are retried; until then SETTLED is not set
     static_cast<void>(session_->refresh());
   } else if (scope_ && datagrams_) {
     static_cast<void>(option::adopt_newcomers(datagrams_by_cookie));

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// SO_REUSEPORT_LISTEN_OFF for sockets of other processes, by whoever provides it: this kernel, or
-// BPF for the time of a drain.
+// SO_REUSEPORT_LISTEN_OFF for sockets of other processes, provided by this kernel, or by BPF for
+// the time of a drain.
 #ifndef REUSEPORTCTL_PROVIDER_HPP
 #define REUSEPORTCTL_PROVIDER_HPP
 
@@ -18,30 +18,29 @@ namespace reuseport::ctl {
 /// Results as in reuseport.h: 0, or a negative errno.
 class Provider {
  public:
-  /// Of the network namespace this thread is in. Exit::unsupported, Exit::permission: why there is
-  /// none; the hint names both.
-  /// @p fds  the listeners it is for: those of a scope that records UDP flows are that scope's,
-  /// from
-  ///         wherever this program was started
+  /// For this thread's network namespace. Exit::unsupported, Exit::permission: there is none; the
+  /// hint explains both.
+  /// @param fds  the listeners it is for; if enable() records their UDP flows, that scope provides
+  ///             the option, whatever cgroup this program runs in
   [[nodiscard]] static Outcome<Provider> find(const std::vector<int>& fds);
 
-  /// The modes end with this program: then every listener is chosen as ever.
+  /// BPF for the time of this program: when it ends, every listener gets connections again.
   [[nodiscard]] bool by_bpf() const { return session_ != nullptr; }
 
   /// Must come first, with all listeners.
   [[nodiscard]] Status adopt(const std::vector<int>& fds);
   [[nodiscard]] int set_mode(int fd, int mode);
   [[nodiscard]] int get_info(int fd, reuseport_listen_info* info);
-  /// Newcomers that joined since are taken in. Now and then.
+  /// Adopts newcomers that have joined since. Call it now and then.
   void refresh();
 
  private:
   std::unique_ptr<option::Session> session_;
-  bool scope_ = false;      // what enable() made provides it
+  bool scope_ = false;      // provided by the scope of enable()
   bool datagrams_ = false;  // some are UDP sockets
 };
 
-/// Whether find() would find one, and then whether by BPF, without leaving anything loaded.
+/// Whether find() would succeed and, if so, whether by BPF. Leaves nothing loaded.
 [[nodiscard]] Outcome<bool> try_provider();
 
 }  // namespace reuseport::ctl

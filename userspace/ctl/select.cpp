@@ -174,11 +174,11 @@ Outcome<View> look(const Selection& selection, ProcessPtr server) {
     view.holders = std::move(*holders);
   }
   if (server) {
-    // after the holders: a child the server forks between the two is then known as its child
+    // after the holders: a child that the server forks in between is then known as its child
     auto tree = process_tree(server->pid());
     view.users = users_of(*server);
     if (server->ended()) {
-      // what was read below /proc may be another's that has taken the number
+      // what was read from /proc may belong to a process that reuses the number
       return failed(Failure(Exit::error, fmt::format("process {} has ended", server->pid())));
     }
     if (!tree) {
@@ -204,14 +204,14 @@ Outcome<std::vector<std::size_t>> select(const Selection& selection, const View&
     return out;
   }
   if (view.server) {
-    // distinguish "has none" from "we may not see them"
+    // distinguish "has none" from "no permission"
     if (auto sockets = view.server->sockets(); !sockets) {
       return failed(sockets.error(), fmt::format("process {}", *selection.pid));
     }
   }
   return failed(Failure(Exit::error, fmt::format("no listener with {}", selection.str()),
                         selection.inode && !other_inode
-                            ? "the socket is gone, in another network namespace, or no listener"
+                            ? "the socket is gone, in another network namespace, or not a listener"
                             : "see reuseportctl list"));
 }
 
@@ -246,7 +246,7 @@ Outcome<Target> take(const DiagSocket& socket, const View& view, Processes& proc
   if (who.empty()) {
     if (view.holders.unreadable > 0) {
       return failed(Failure(Exit::permission,
-                            fmt::format("{}: held by a process this user must not look into", what),
+                            fmt::format("{}: held by a process this user may not inspect", what),
                             "run as root or with CAP_SYS_PTRACE"));
     }
     return failed(Failure(Error{"find its process", ESTALE, "no process holds it any more"}, what));
@@ -273,14 +273,14 @@ Outcome<Target> take(const DiagSocket& socket, const View& view, Processes& proc
   if (!target.fd) {
     return failed(*first);
   }
-  // the number may have been another's when the tree was read
+  // another process may have had the number when the tree was read
   const ProcessPtr& from = target.holders.front().first;
   if (view.server && contains(view.tree, from->pid()) && !processes.below(from, view.server) &&
       !from->ended()) {
-    return failed(Failure(
-        Error{"find its process", ESTALE,
-              fmt::format("process {} is not below {} any more", from->pid(), view.server->pid())},
-        what));
+    return failed(Failure(Error{"find its process", ESTALE,
+                                fmt::format("process {} is no longer a descendant of {}",
+                                            from->pid(), view.server->pid())},
+                          what));
   }
   return target;
 }

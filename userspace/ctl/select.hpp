@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which sockets a command means, and hands on them.
+// Which sockets a command selects, and duplicates of them.
 #ifndef REUSEPORTCTL_SELECT_HPP
 #define REUSEPORTCTL_SELECT_HPP
 
@@ -19,15 +19,15 @@
 
 namespace reuseport::ctl {
 
-/// A process that is held: its number cannot become another's.
+/// A process held by a pidfd.
 using ProcessPtr = std::shared_ptr<const Process>;
 
-/// Processes by number, each opened once: many sockets may have the same many holders.
+/// Processes by number, each opened once: many sockets may share many holders.
 class Processes {
  public:
   [[nodiscard]] Result<ProcessPtr> of(pid_t pid);
   void add(const ProcessPtr& process) { open_[process->pid()] = process; }
-  /// descends(), asked once a process.
+  /// descends(), cached per process.
   [[nodiscard]] bool below(const ProcessPtr& process, const ProcessPtr& root);
 
  private:
@@ -43,38 +43,38 @@ struct Selection {
   std::optional<std::uint64_t> inode;
   bool tcp = false;  ///< neither: both
   bool udp = false;
-  bool reuseport_only = false;  ///< take_selected(): leave those without SO_REUSEPORT out
+  bool reuseport_only = false;  ///< take_selected(): skip those without SO_REUSEPORT
 
-  /// Nothing was said, so everything is meant: fit for reading, not for changing.
+  /// Empty, so everything is selected: fine for reading, not for changing.
   [[nodiscard]] bool everything() const { return !pid && !port && !address && !inode; }
-  /// More than a process: these very sockets.
+  /// Selects by more than a process.
   [[nodiscard]] bool named() const { return port || address || inode; }
   [[nodiscard]] bool wants(Protocol protocol) const;
   [[nodiscard]] bool matches(const DiagSocket& s) const;
   [[nodiscard]] std::string str() const;
 };
 
-/// What the kernel and /proc said at one moment.
+/// A snapshot of what the kernel and /proc report.
 struct View {
-  std::vector<DiagSocket> sockets;  ///< all listeners of the protocols asked, sorted
+  std::vector<DiagSocket> sockets;  ///< all listeners of the selected protocols, sorted
   Holders holders;
-  ProcessPtr server;         ///< of Selection::pid; none without
+  ProcessPtr server;         ///< the process of Selection::pid, if any
   std::vector<pid_t> tree;   ///< it and its descendants, sorted
-  std::vector<uid_t> users;  ///< that the server may act as
+  std::vector<uid_t> users;  ///< users the server may act as
   std::string missing;       ///< protocols the kernel cannot list, for a note
 
   [[nodiscard]] bool in_tree(std::uint64_t inode) const;
-  /// Made by another user than the server's, and not held by the server itself: something that runs
-  /// below it has opened a listener of its own.
+  /// Created by another user than the server's, and not held by the server itself: a program that
+  /// runs below it has opened its own listener.
   [[nodiscard]] bool of_stranger(const DiagSocket& s) const;
 };
 
-/// Looks. With a pid, in the network namespace of that process, which the tool then stays in.
-/// @param server  the process of Selection::pid where it is held already; a failure when it ended
+/// Takes a snapshot. With a pid, enters the network namespace of that process and stays in it.
+/// @param server  the process of Selection::pid if it is already held; fails if it has ended
 [[nodiscard]] Outcome<View> look(const Selection& selection, ProcessPtr server = {});
 
-/// Indices into View::sockets of those that are meant; a failure when there are none and a
-/// selection was given.
+/// Indices into View::sockets of the selected ones; fails if a selection was given and matches
+/// none.
 [[nodiscard]] Outcome<std::vector<std::size_t>> select(const Selection& selection,
                                                        const View& view);
 
@@ -83,10 +83,10 @@ struct Chosen {
   std::vector<std::size_t> sockets;  ///< indices into View::sockets
 };
 
-/// look() and select() in one, for commands that only read.
+/// look() and select(), for commands that only read.
 [[nodiscard]] Outcome<Chosen> look_and_select(const Selection& selection);
 
-/// A socket of another process in our hands.
+/// A socket of another process, and our duplicate of it.
 struct Target {
   DiagSocket socket;
   std::vector<std::pair<ProcessPtr, int>> holders;  ///< the first is the one it was taken from
@@ -94,19 +94,19 @@ struct Target {
   bool reuseport = false;  ///< SO_REUSEPORT is set
 
   [[nodiscard]] pid_t pid() const { return holders.front().first->pid(); }
-  /// Whether its server still has it open. A master may close it before its workers do.
+  /// Whether its server still has it open. A master may close it before its workers.
   [[nodiscard]] bool still_held() const;
   /// "tcp 127.0.0.1:80 (socket 4711, pid 12)"
   [[nodiscard]] std::string str() const;
 };
 
-/// Takes a duplicate of @p socket from a holder, one of the view's tree if possible.
+/// Duplicates @p socket from a holder, if possible one in the view's tree.
 [[nodiscard]] Outcome<Target> take(const DiagSocket& socket, const View& view,
                                    Processes& processes);
 
-/// Takes hold of all selected sockets. Left out, unless @p selection names them by more than a
-/// process: UDP sockets without SO_REUSEPORT, which are clients, and listeners of strangers. With
-/// Selection::reuseport_only, all without SO_REUSEPORT are.
+/// Duplicates all selected sockets. Unless @p selection names them by more than a process, skips
+/// UDP sockets without SO_REUSEPORT, which are clients, and listeners of strangers. With
+/// Selection::reuseport_only, skips every socket without SO_REUSEPORT.
 [[nodiscard]] Outcome<std::vector<Target>> take_selected(const Selection& selection,
                                                          const View& view, Processes& processes);
 

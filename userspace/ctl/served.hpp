@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a server that is to be replaced serves, and what its replacement does not.
+// What a server serves, and what its replacement lacks.
 #ifndef REUSEPORTCTL_SERVED_HPP
 #define REUSEPORTCTL_SERVED_HPP
 
@@ -12,12 +12,12 @@
 namespace reuseport::ctl {
 
 struct Served {
-  View view;  ///< its sockets are those of the process and its descendants alone
+  View view;  ///< only the sockets of the process and its descendants
   std::vector<Target> targets;
 };
 
 /// What @p server and its descendants listen on.
-/// @param reuseport_only  without what has no SO_REUSEPORT
+/// @param reuseport_only  skip listeners without SO_REUSEPORT
 [[nodiscard]] Outcome<Served> served_by(const ProcessPtr& server, bool reuseport_only);
 
 /// What keeps @p now from taking over from @p old; empty: nothing.

@@ -14,8 +14,8 @@ namespace reuseport::ctl {
 
 namespace {
 
-/// Processes that hold @p inode and are not one server: outside of the view's tree, or, without
-/// one, outside of the process tree of every holder.
+/// Processes that hold @p inode but do not belong to the server: those outside of the view's tree
+/// or, without one, outside of the process tree of every holder.
 std::vector<pid_t> foreign_holders(std::uint64_t inode, const View& view, Processes& processes) {
   std::vector<pid_t> pids;
   for (const Holder& h : view.holders.of(inode)) {
@@ -28,7 +28,7 @@ std::vector<pid_t> foreign_holders(std::uint64_t inode, const View& view, Proces
       if (std::binary_search(view.tree.begin(), view.tree.end(), pid)) {
         return true;
       }
-      // one that was forked, or has ended, since the look
+      // it may have been forked, or have ended, since the view was taken
       const auto process = processes.of(pid);
       return !process || (*process)->ended() || descends(**process, *view.server);
     });
@@ -59,7 +59,7 @@ Done refuse_shared(const std::vector<Target>& targets, const View& view, Process
   const pid_t self = ::getpid();
   for (const Target& t : targets) {
     auto others = foreign_holders(t.socket.inode, view, processes);
-    std::erase(others, self);  // the duplicates of an earlier look
+    std::erase(others, self);  // our own duplicates
     if (others.empty()) {
       continue;
     }
@@ -69,19 +69,18 @@ Done refuse_shared(const std::vector<Target>& targets, const View& view, Process
     }
     Failure failure(
         Exit::shared,
-        fmt::format("{} {} (socket {}) is one socket shared with process {}",
-                    to_string(t.socket.protocol), t.socket.local.str(), t.socket.inode, who),
-        "a mode holds for all who share it; --allow-shared if that is meant");
+        fmt::format("{} {} (socket {}) is shared with process {}", to_string(t.socket.protocol),
+                    t.socket.local.str(), t.socket.inode, who),
+        "the mode applies to every process that shares it; use --allow-shared to accept that");
     failure.detail = {{"inode", t.socket.inode}, {"pids", others}};
     return failed(failure);
   }
   if (view.holders.unreadable > 0 && !targets.empty()) {
     Failure failure(
         Exit::shared,
-        fmt::format("{} may be shared: {} processes must not be looked into by this user",
+        fmt::format("{} may be shared: this user may not inspect {} processes",
                     targets.front().str(), view.holders.unreadable),
-        "run as root or with CAP_SYS_PTRACE, or --allow-shared if you know that none of "
-        "them holds it");
+        "run as root or with CAP_SYS_PTRACE, or use --allow-shared if none of them holds it");
     failure.detail = {{"unreadable", view.holders.unreadable}};
     return failed(failure);
   }

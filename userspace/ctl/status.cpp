@@ -86,14 +86,14 @@ std::string to_text(const option::ScopeState& state) {
   }
   const auto& left = state.left;
   text += fmt::format(
-      "lookups left to the kernel beside a member that is not ON: {} (unknown listener {}, unknown "
-      "member {}, no member to be had {}, too long {})\n",
+      "lookups left to the kernel although a member is not ON: {} (unknown listener {}, unknown "
+      "member {}, no member found {}, list too long {})\n",
       left.unknown_listener + left.unknown_member + left.no_member + left.too_long,
       left.unknown_listener, left.unknown_member, left.no_member, left.too_long);
   if (const auto& flows = state.flows) {
     text += fmt::format(
-        "UDP flows: {} live, room for {}, over when silent for {} s; datagrams whose flow found no "
-        "room: {}; datagrams of no flow with a short QUIC header: {}\n",
+        "UDP flows: {} live, room for {}, idle timeout {} s; datagrams whose flow found no room: "
+        "{}; datagrams without a flow but with a short QUIC header: {}\n",
         live(*flows), flows->max, static_cast<double>(flows->idle.count()) / 1000.0, flows->full,
         flows->short_headers);
   }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// status: what is enabled by BPF, since when, for whom; its groups.
+// status: what enable has set up, since when, for which cgroups and namespaces; its groups.
 #ifndef REUSEPORTCTL_STATUS_HPP
 #define REUSEPORTCTL_STATUS_HPP
 

@@ -17,8 +17,8 @@ struct Letter {
   std::size_t length = 1;
 };
 
-/// The first letter of @p text, or nothing where its bytes are no UTF-8 (RFC 3629: no overlong
-/// form, no surrogate, nothing beyond U+10FFFF).
+/// The first letter of @p text, or nothing if its bytes are not UTF-8 (RFC 3629: no overlong form,
+/// no surrogate, nothing beyond U+10FFFF).
 std::optional<Letter> first_letter(std::string_view text) {
   const auto byte = [&](std::size_t i) { return static_cast<unsigned char>(text[i]); };
   const unsigned char lead = byte(0);

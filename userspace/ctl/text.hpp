@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Text of other processes, fit for a terminal.
+// Text from other processes, made safe for a terminal.
 #ifndef REUSEPORTCTL_TEXT_HPP
 #define REUSEPORTCTL_TEXT_HPP
 
@@ -9,11 +9,11 @@
 
 namespace reuseport::ctl {
 
-/// @p text with everything a terminal would act on, or that is no UTF-8, written as \xNN or \uNNNN:
-/// C0, DEL, C1, separators of lines and paragraphs, and what turns the direction of writing.
+/// @p text with everything a terminal would act on, or that is not UTF-8, written as \xNN or
+/// \uNNNN: C0, DEL, C1, line and paragraph separators, and controls of the writing direction.
 [[nodiscard]] std::string visible(std::string_view text);
 
-/// The one of @p known that @p word was probably meant to be; empty where none is near.
+/// The word in @p known that is closest to @p word; empty if none is close.
 [[nodiscard]] std::string nearest(std::string_view word, const std::vector<std::string>& known);
 
 }  // namespace reuseport::ctl

@@ -80,7 +80,7 @@ std::optional<Signals::Signal> Signals::wait(std::chrono::milliseconds time) {
 
 void Signals::restore() {
   for (int s = 1; s < NSIG; s++) {
-    ::signal(s, SIG_DFL);  // fails for SIGKILL and SIGSTOP, which are at it anyway
+    ::signal(s, SIG_DFL);  // fails for SIGKILL and SIGSTOP, which always have their default
   }
   sigset_t none;
   ::sigemptyset(&none);
@@ -96,7 +96,7 @@ bool SignalWaiter::wait(std::chrono::milliseconds time) {
 }
 
 Failure SignalWaiter::why() const {
-  return {Exit::error, fmt::format("stopped by {}; every listener has the mode it had before",
+  return {Exit::error, fmt::format("stopped by {}; every listener has its old mode again",
                                    signal_name(signal_))};
 }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Signals, and bounded waiting that ends early when one asks the tool to stop.
+// Signals, and bounded waits that a signal ends early.
 #ifndef REUSEPORTCTL_WAIT_HPP
 #define REUSEPORTCTL_WAIT_HPP
 
@@ -16,26 +16,26 @@ namespace reuseport::ctl {
 
 using Clock = std::chrono::steady_clock;
 
-/// Now and @p time, or the end of time where that is beyond it.
+/// Now plus @p time, or time_point::max() if that overflows.
 [[nodiscard]] Clock::time_point after(std::chrono::milliseconds time);
-/// Since @p start, in full milliseconds.
+/// Since @p start, in whole milliseconds.
 [[nodiscard]] std::chrono::milliseconds since(Clock::time_point start);
 
 /// "TERM", "SIGTERM" or "15".
 [[nodiscard]] std::optional<int> parse_signal(std::string_view text);
 [[nodiscard]] std::string signal_name(int signum);
 
-/// Signals as events instead of interruptions: those asked for are blocked, and SIGPIPE is ignored,
-/// for a reader of our output that is gone must not stop a drain half-way.
+/// Signals as events instead of interruptions: blocks the given ones and ignores SIGPIPE, so that a
+/// closed output pipe does not stop a drain half-way.
 class Signals {
  public:
   static Outcome<Signals> open(std::initializer_list<int> signals);
 
   struct Signal {
     int number = 0;
-    bool from_kernel = false;  ///< no process sent it: a terminal that is gone, say
+    bool from_kernel = false;  ///< no process sent it, e.g. a terminal hangup
   };
-  /// Waits up to @p time; tells the signal that came, or nothing.
+  /// Waits up to @p time; returns the signal that came, or nothing.
   std::optional<Signal> wait(std::chrono::milliseconds time);
 
   /// In a forked child, before exec: no signal blocked, each with its default action.
@@ -46,7 +46,7 @@ class Signals {
   Fd fd_;
 };
 
-/// How a drain waits, so that a supervisor can look after its own affairs meanwhile.
+/// How a drain waits, so that a supervisor can do its own work in the meantime.
 class Waiter {
  public:
   Waiter() = default;
@@ -57,7 +57,7 @@ class Waiter {
   virtual ~Waiter() = default;
   /// False when the work must stop and be undone.
   virtual bool wait(std::chrono::milliseconds time) = 0;
-  /// What made wait() say false.
+  /// Why wait() returned false.
   [[nodiscard]] virtual Failure why() const = 0;
 };
 

@@ -12,7 +12,7 @@ _reuseportctl() {
 	cur=${COMP_WORDS[COMP_CWORD]}
 	prev=${COMP_WORDS[COMP_CWORD - 1]}
 	for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
-		# behind -- comes somebody else's command line
+		# the server's command line follows --
 		if [[ $word == -- ]]; then
 			mapfile -t COMPREPLY < <(compgen -c -- "$cur")
 			return

@@ -16,12 +16,12 @@ struct AttachedProgram {
   std::uint32_t id = 0;  ///< BPF program id; 0 for a classic (cBPF) program
 };
 
-/// What is attached to the group of the socket with this cookie; empty: nothing. Read with a BPF
+/// The program attached to the group of the socket with this cookie; empty: none. Reads by a BPF
 /// iterator, changes nothing. ENOENT: no BTF; EPERM: the hint names the capabilities.
 [[nodiscard]] Result<std::optional<AttachedProgram>> attached_program(Protocol protocol,
                                                                       std::uint64_t cookie);
 
-/// SO_COOKIE of a socket: the name sock_diag knows it by.
+/// SO_COOKIE of a socket, which identifies it in sock_diag.
 [[nodiscard]] Result<std::uint64_t> socket_cookie(int fd);
 
 }  // namespace reuseport

@@ -20,7 +20,7 @@ std::string hint_for(int err) {
     case EPERM:
     case EACCES: return "needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON (or root)";
     case ENOSYS: return "this kernel has no BPF (CONFIG_BPF_SYSCALL)";
-    case EINVAL: return "this kernel is too old for it";
+    case EINVAL: return "this kernel is too old";
     default: return LibbpfQuiet::said();
   }
 }
@@ -34,7 +34,7 @@ struct Destroy {
 };
 using Skeleton = std::unique_ptr<iterators, Destroy>;
 
-/// Only @p which is loaded: an older kernel lacks the others, maybe.
+/// Loads only @p which: an older kernel may lack the others.
 Result<Skeleton> load(Iterator which, bpf_program*& program) {
   if (::access("/sys/kernel/btf/vmlinux", R_OK) != 0) {
     return fail("BTF of the kernel", ENOENT, "needs a kernel with CONFIG_DEBUG_INFO_BTF");

@@ -22,12 +22,12 @@ enum class Iterator {
   holders,     ///< holder_record
 };
 
-/// Loads an iterator and runs it to its end. What it writes comes in records of @p size bytes, each
-/// given to @p each. ENOENT: no BTF, or it lacks what the iterator reads; EPERM: the hint names the
+/// Loads an iterator and runs it to its end. Calls @p each with every record of @p size bytes that
+/// it writes. ENOENT: no BTF, or BTF lacks what the iterator reads; EPERM: the hint names the
 /// capabilities.
 Status run_iterator(Iterator which, std::size_t size, const std::function<void(const char*)>& each);
 
-/// The same with a program that is loaded, by its descriptor.
+/// The same with a loaded program, by its descriptor.
 Status run_iterator(int program, std::size_t size, const std::function<void(const char*)>& each);
 
 /// All its records.

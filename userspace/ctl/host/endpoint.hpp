@@ -13,11 +13,11 @@
 
 namespace reuseport {
 
-/// Address of a socket. Ordered by family, address, port, device: the order every listing uses.
+/// Address of a socket. Ordered by family, address, port, device: the order of every listing.
 struct Endpoint {
   sa_family_t family = AF_UNSPEC;
-  std::array<std::uint8_t, 16> addr{};  ///< network order; IPv4 uses the first four bytes
-  std::uint16_t port = 0;               ///< host order
+  std::array<std::uint8_t, 16> addr{};  ///< network byte order; IPv4 uses the first four bytes
+  std::uint16_t port = 0;               ///< host byte order
   std::uint32_t ifindex = 0;            ///< device the socket is bound to, 0 for none
 
   // NOLINTNEXTLINE(modernize-use-nullptr): clang-tidy 14 doubts what the compiler writes here
@@ -25,21 +25,21 @@ struct Endpoint {
 
   /// 0.0.0.0 or [::].
   [[nodiscard]] bool is_any() const noexcept;
-  /// "192.0.2.1:80" or "[2001:db8::1]:80", with "%ifindex" behind the address where bound.
+  /// "192.0.2.1:80" or "[2001:db8::1]:80", with "%ifindex" after the address if bound to a device.
   [[nodiscard]] std::string str() const;
 
-  /// Reads a sockaddr_in or sockaddr_in6; nothing for another family or a short @p len.
+  /// From a sockaddr_in or sockaddr_in6; empty for another family or a short @p len.
   [[nodiscard]] static std::optional<Endpoint> from(const sockaddr_storage& sa,
                                                     socklen_t len) noexcept;
 };
 
-/// What a person writes to name addresses: "80", ":80", "*:80", "127.0.0.1", "127.0.0.1:80",
-/// "::1", "[::1]", "[::1]:80".
+/// An address as users write it: "80", ":80", "*:80", "127.0.0.1", "127.0.0.1:80", "::1", "[::1]",
+/// "[::1]:80".
 struct EndpointPattern {
-  std::optional<Endpoint> address;  ///< its port and device are not looked at
+  std::optional<Endpoint> address;  ///< its port and device are ignored
   std::optional<std::uint16_t> port;
 
-  /// Nothing when the text is anything else, trailing bytes included.
+  /// Empty for any other text, also with trailing bytes.
   [[nodiscard]] static std::optional<EndpointPattern> parse(std::string_view text);
 
   [[nodiscard]] bool matches(const Endpoint& e) const noexcept;

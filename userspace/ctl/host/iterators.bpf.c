@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * What /proc and sock_diag do not say, or say slowly. Each iterator walks the
- * kernel's objects once and writes a record of iterators.h for those that matter.
+ * What /proc and sock_diag do not report, or report slowly. Each iterator walks
+ * the kernel's objects once and writes a record of iterators.h for each that
+ * matters.
  */
 #include "option/kernel.bpf.h"
 
@@ -47,8 +48,8 @@ int reuseport_udp(struct bpf_iter__udp *ctx)
 }
 
 /*
- * Pointers are followed directly, as their types allow: with ten thousands of
- * descriptors a bpf_probe_read_kernel() for each would be half of the work.
+ * Follow pointers directly, as their types allow: with tens of thousands of
+ * descriptors, bpf_probe_read_kernel() would be half of the work.
  */
 SEC("iter/task_file")
 int reuseport_held(struct bpf_iter__task_file *ctx)
@@ -64,8 +65,8 @@ int reuseport_held(struct bpf_iter__task_file *ctx)
 	socket = bpf_sock_from_file(file);
 	sk = socket ? socket->sk : NULL;
 	/*
-	 * Of what is connected there may be very many. TCP_CLOSE is 7,
-	 * TCP_LISTEN 10; those between are passing states.
+	 * There may be very many connected sockets. TCP_CLOSE is 7, TCP_LISTEN
+	 * 10; those in between are transient states.
 	 */
 	if (!sk || sk->__sk_common.skc_state < TCP_CLOSE)
 		return 0;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Internal: what libbpf has to say, kept instead of printed.
+// Internal: keeps libbpf's warnings instead of printing them.
 #ifndef REUSEPORT_LIBBPF_QUIET_HPP
 #define REUSEPORT_LIBBPF_QUIET_HPP
 
@@ -12,8 +12,8 @@
 
 namespace reuseport::detail {
 
-/// libbpf reports on stderr unless told otherwise. For as long as this lives, its last warning,
-/// which says best what is missing, is kept in said() of the thread.
+/// libbpf prints warnings on stderr by default. While this object lives, said() of the thread holds
+/// the last warning instead, which usually names what is missing.
 class LibbpfQuiet {
  public:
   LibbpfQuiet() : before_(libbpf_set_print(keep_last)) { said().clear(); }

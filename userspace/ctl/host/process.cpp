@@ -45,7 +45,7 @@ std::optional<uid_t> owner(pid_t pid) {
   return status ? detail::parse_status_uid(*status) : std::nullopt;
 }
 
-/// Why the kernel may have said no to looking into a process, as a person can act on it.
+/// Why the kernel may have denied access to a process, and how to fix it.
 std::string denied_hint(pid_t pid) {
   const auto uid = owner(pid);
   if (uid && *uid != ::geteuid() && ::geteuid() != 0) {
@@ -55,7 +55,7 @@ std::string denied_hint(pid_t pid) {
   const auto scope = detail::read_file("/proc/sys/kernel/yama/ptrace_scope");
   if (scope && !scope->empty() && scope->front() != '0') {
     return std::string("kernel.yama.ptrace_scope is ") + scope->front() +
-           (scope->front() == '3' ? "; nothing may look into other processes on this machine"
+           (scope->front() == '3' ? "; no process may inspect others on this machine"
                                   : "; run with CAP_SYS_PTRACE");
   }
   return "needs CAP_SYS_PTRACE over process " + std::to_string(pid) +
@@ -64,8 +64,7 @@ std::string denied_hint(pid_t pid) {
 
 constexpr const char* too_few_files = "raise the limit of open files (ulimit -n)";
 
-/// Too many open files, or another shortage: what was not seen is then no sign that it is not
-/// there.
+/// Too many open files, or another shortage: then "not found" does not mean "not there".
 bool is_shortage(int errnum) {
   return errnum == EMFILE || errnum == ENFILE || errnum == ENOMEM;
 }
@@ -85,8 +84,8 @@ std::optional<std::uint64_t> socket_behind(int dirfd, const char* name) {
 
 enum class Look { done, empty, denied, failed };
 
-/// Calls @p f(fd, inode) for every socket in the directory @p path of descriptors, below @p dirfd.
-/// empty: there was not one descriptor. errno tells why it failed.
+/// Calls @p f(fd, inode) for every socket in the descriptor directory @p path below @p dirfd.
+/// empty: there was no descriptor. errno says why it failed.
 template <typename F>
 Look each_socket_in(int dirfd, const char* path, F&& f) {
   const int opened = ::openat(dirfd, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -105,12 +104,11 @@ Look each_socket_in(int dirfd, const char* path, F&& f) {
     }
     errno = 0;
   }
-  // the directory says EACCES only when it is read where the process was not dumpable from the
-  // start
+  // if the process was not dumpable from the start, reading the directory fails, not opening it
   return errno == 0 ? result : errno == EACCES || errno == EPERM ? Look::denied : Look::failed;
 }
 
-/// The threads of the process whose /proc/PID is @p proc, but for those that end.
+/// The threads of the process whose /proc/PID is @p proc, except exiting ones.
 std::vector<std::string> live_threads(int proc) {
   std::vector<std::string> out;
   const int opened = ::openat(proc, "task", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -128,8 +126,8 @@ std::vector<std::string> live_threads(int proc) {
   return out;
 }
 
-/// The same for a process. One whose first thread has ended shows no descriptors there: another
-/// thread's are its own.
+/// The same for a process. If its first thread has ended, that one shows no descriptors: read
+/// another thread's, which are the same.
 template <typename F>
 Look each_socket(int proc, F&& f) {
   const Look first = each_socket_in(proc, "fd", f);
@@ -250,7 +248,7 @@ std::vector<uid_t> parse_status_uids(std::string_view status) noexcept {
 
 Result<Process> Process::open(pid_t pid) {
   if (pid <= 0) {
-    return fail("pidfd_open", EINVAL, "a process id is a positive number");
+    return fail("pidfd_open", EINVAL, "a process id must be a positive number");
   }
   Fd fd(pidfd_open(pid));
   if (!fd) {
@@ -266,7 +264,7 @@ Result<Process> Process::open(pid_t pid) {
     return fail("pidfd_open", err, hint);
   }
   Process process(pid, std::move(fd), open_proc(pid));
-  // only where it is still alive is it sure that /proc/PID is this process and no later one
+  // /proc/PID is certainly this process, not a later one, only if it is still alive
   if (process.ended()) {
     process.proc_.reset();
   }
@@ -321,7 +319,7 @@ Result<Fd> Process::duplicate(int fd, std::uint64_t inode) const {
       }
       if (tid && *tid != pid_) {
         hint = "the first thread of process " + std::to_string(pid_) +
-               " has ended, and to reach the descriptors of the others needs Linux 6.9";
+               " has ended; reaching the descriptors of its other threads needs Linux 6.9";
       }
     }
     errno = copy ? 0 : err;
@@ -346,7 +344,7 @@ Result<Fd> Process::duplicate(int fd, std::uint64_t inode) const {
   if (::fstat(copy.get(), &seen) != 0 || !S_ISSOCK(seen.st_mode) || seen.st_ino != inode) {
     return fail("pidfd_getfd", ESTALE,
                 "descriptor " + std::to_string(fd) + " of process " + std::to_string(pid_) +
-                    " is another socket by now, try again");
+                    " is another socket by now; try again");
   }
   return copy;
 }
@@ -415,7 +413,7 @@ const std::vector<Holder>& Holders::of(std::uint64_t inode) const {
 }
 
 Result<Holders> find_holders(const std::vector<std::uint64_t>& inodes) {
-  // setting the iterator up costs as much as some thousand links
+  // setting up the iterator costs as much as reading some thousand links
   constexpr std::size_t worth_it = 2000;
   if (inodes.size() >= worth_it) {
     if (const auto records = detail::holders_by_bpf()) {
@@ -480,7 +478,7 @@ Result<std::vector<pid_t>> process_tree(pid_t root) {
   for (std::size_t i = 0; i < out.size(); i++) {
     const auto it = children.find(out[i]);
     if (it != children.end()) {
-      // taken out, so that a PID recycled under the scan cannot make a ring
+      // removed from the map, so that a PID recycled during the scan cannot make a cycle
       const auto kids = std::move(it->second);
       children.erase(it);
       out.insert(out.end(), kids.begin(), kids.end());
@@ -506,7 +504,7 @@ bool descends(const Process& child, const Process& root) {
       return !root.ended();
     }
     auto next = Process::open(*parent);
-    // what is held now is the parent if it still is
+    // the process we hold now is the parent if the parent has not changed
     const auto again = at.parent();
     if (!next || !again || *again != *parent) {
       return false;

@@ -10,13 +10,13 @@
 
 namespace reuseport {
 
-/// A value or an Error, for the tools: tl::expected has what the library's Expected does without.
+/// A value or an Error, for the tools: tl::expected has more than the library's Expected.
 template <typename T>
 using Result = tl::expected<T, Error>;
 
 using Status = Result<void>;
 
-/// An Error ready to be returned from a function that gives a Result.
+/// An Error to return from a function that returns a Result.
 [[nodiscard]] inline tl::unexpected<Error> fail(std::string call, int errnum,
                                                 std::string hint = {}) {
   return tl::unexpected<Error>(Error{std::move(call), errnum, std::move(hint)});

@@ -23,7 +23,7 @@ namespace reuseport {
 
 namespace {
 
-constexpr int max_interrupted = 10;         // each retry starts over; more means a storm of changes
+constexpr int max_interrupted = 10;         // each retry starts over; give up in a storm of changes
 constexpr std::size_t dump_buffer = 32768;  // the kernel fills at most this much at a time
 constexpr std::uint32_t states_listen = 1U << TCP_LISTEN;
 constexpr std::uint32_t states_unconnected = 1U << TCP_CLOSE;
@@ -53,8 +53,7 @@ Status send_request(mnl_socket* socket, std::uint32_t seq, std::uint16_t flags,
   return {};
 }
 
-/// One datagram from the kernel; what any other sends is passed over (netlink(7)). -1 with errno
-/// set.
+/// One datagram from the kernel; skips those of other senders (netlink(7)). -1 with errno set.
 ssize_t receive(mnl_socket* socket, std::vector<std::byte>& buf) {
   for (;;) {
     sockaddr_nl from{};
@@ -79,8 +78,8 @@ ssize_t receive(mnl_socket* socket, std::vector<std::byte>& buf) {
   }
 }
 
-/// @param torn  gets the ports at whose sockets one datagram ended and the next began: there a
-///              socket that leaves the list meanwhile makes the kernel pass over another
+/// @param torn  receives the ports whose sockets are split between two datagrams: there, a socket
+///              that leaves the list in between makes the kernel skip another
 detail::Reply receive_all(mnl_socket* socket, std::uint32_t seq, detail::ReplyState& state,
                           std::size_t buffer, std::set<std::uint16_t>* torn) {
   std::vector<std::byte> buf(buffer);
@@ -169,7 +168,7 @@ Status SockDiag::dump(Protocol protocol, sa_family_t family, std::uint32_t state
         }
         return {};
       case detail::Reply::interrupted: {
-        // the rest of the broken dump is still on its way: a new socket will not see it
+        // the rest of the broken dump may still arrive: a new socket does not see it
         if (auto ok = reopen(); !ok) {
           return ok;
         }
@@ -180,18 +179,18 @@ Status SockDiag::dump(Protocol protocol, sa_family_t family, std::uint32_t state
                     state.errnum == ENOENT ? missing_hint(protocol) : "");
     }
   }
-  return fail("sock_diag dump", EAGAIN, "the socket tables change too fast, try again");
+  return fail("sock_diag dump", EAGAIN, "the socket tables change too fast; try again");
 }
 
 Status SockDiag::dump_surely(Protocol protocol, sa_family_t family, std::uint16_t port,
                              std::vector<DiagSocket>& out) {
   struct Seen {
     DiagSocket socket;
-    std::size_t last = 0;  // the dump that had it last
+    std::size_t last = 0;  // the last dump that had it
   };
-  // Each buffer cuts the answer elsewhere, so that what one dump passes over the others have.
+  // Each buffer size splits the answer elsewhere, so that the others have what one dump skips.
   constexpr std::array<std::size_t, 6> buffers = {11000, 26000, 14000, 31000, 19000, 9000};
-  constexpr std::size_t enough = 3;  // dumps without it: it is gone
+  constexpr std::size_t enough = 3;  // missing from this many dumps: it is gone
   std::unordered_map<std::uint64_t, Seen> seen;
   std::size_t turn = 0;
   for (; turn < buffers.size(); turn++) {
@@ -255,12 +254,12 @@ Result<std::vector<DiagSocket>> SockDiag::listeners(Protocol protocol, std::uint
   const auto key = [](const DiagSocket& s) { return std::tie(s.local, s.inode, s.cookie); };
   std::sort(out.begin(), out.end(),
             [&](const DiagSocket& a, const DiagSocket& b) { return key(a) < key(b); });
-  // a table that grows under the dump can show a socket twice
+  // a table that grows during the dump can show a socket twice
   out.erase(
       std::unique(out.begin(), out.end(),
                   [](const DiagSocket& a, const DiagSocket& b) { return a.cookie == b.cookie; }),
       out.end());
-  // an unbound UDP socket is not in the tables, a bound one has a port
+  // only bound UDP sockets are in the tables, so port 0 is none of them
   std::erase_if(out, [](const DiagSocket& s) { return s.local.port == 0; });
   return out;
 }
@@ -311,8 +310,8 @@ Result<std::optional<DiagSocket>> SockDiag::query(const DiagSocket& known) {
   if (reply == detail::Reply::done && !found.empty() && found.front().cookie == known.cookie) {
     return found.front();
   }
-  // The kernel looks the address up and then compares the cookie: of a group it may have found
-  // another member (ESTALE), and an OFF member it never finds (ENOENT).
+  // The kernel looks up the address and then compares the cookie: it may find another member of the
+  // group (ESTALE), and it never finds an OFF member (ENOENT).
   if (reply == detail::Reply::failed && state.errnum != ESTALE && state.errnum != ENOENT) {
     return fail("sock_diag query", state.errnum);
   }

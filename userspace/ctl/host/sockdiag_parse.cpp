@@ -27,7 +27,7 @@ void copy_address(Endpoint& e, std::uint8_t family, const __be32 (&addr)[4], __b
 void read_info(const nlattr* attr, DiagSocket& socket) {
   Info info{};
   reuseport_listen_info& raw = info;
-  // a later kernel may send more, an earlier one less: take what both know
+  // a later kernel may send more, an earlier one less: use what both have
   std::memcpy(&raw, mnl_attr_get_payload(attr),
               std::min<std::size_t>(sizeof(raw), mnl_attr_get_payload_len(attr)));
   socket.info = info;
@@ -59,7 +59,7 @@ int on_socket(const nlmsghdr* nlh, void* data) {
   socket.queued = msg.idiag_rqueue;
   socket.queue_max = msg.idiag_wqueue;
 
-  // mnl_attr_for_each() is C: it turns void * into const struct nlattr * by itself
+  // mnl_attr_for_each() is C: it converts void * to const struct nlattr * implicitly
   const auto* end = static_cast<const char*>(mnl_nlmsg_get_payload_tail(nlh));
   for (const auto* attr =
            static_cast<const nlattr*>(mnl_nlmsg_get_payload_offset(nlh, sizeof(inet_diag_msg)));
@@ -78,7 +78,7 @@ int on_socket(const nlmsghdr* nlh, void* data) {
   return (nlh->nlmsg_flags & NLM_F_MULTI) != 0 ? MNL_CB_OK : MNL_CB_STOP;
 }
 
-// libmnl's own handler drops the errno with which the kernel ends a dump it could not make.
+// libmnl's own handler drops the errno with which the kernel ends a failed dump.
 int on_done(const nlmsghdr* nlh, void* /*data*/) {
   if (mnl_nlmsg_get_payload_len(nlh) >= sizeof(int)) {
     int err = 0;
@@ -114,7 +114,7 @@ int on_overrun(const nlmsghdr* /*nlh*/, void* /*data*/) {
   return MNL_CB_ERROR;
 }
 
-/// libmnl takes a length of 2 GiB and more for a negative number and walks out of the buffer.
+/// libmnl takes a length of 2 GiB or more for a negative number and walks out of the buffer.
 bool lengths_fit(std::span<const std::byte> bytes) {
   if (bytes.size() < sizeof(nlmsghdr)) {
     return false;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Internal: bytes of a sock_diag reply into DiagSocket. Apart from the socket, so that tests and
+// Internal: parses sock_diag replies into DiagSocket. Separate from the socket, so that tests and
 // fuzzers can feed it anything.
 #ifndef REUSEPORT_SOCKDIAG_PARSE_HPP
 #define REUSEPORT_SOCKDIAG_PARSE_HPP
@@ -13,9 +13,9 @@
 namespace reuseport::detail {
 
 enum class Reply {
-  more,         ///< all well, further messages follow
-  done,         ///< the last message was seen
-  interrupted,  ///< NLM_F_DUMP_INTR: the tables changed under the dump, ask again
+  more,         ///< no error, further messages follow
+  done,         ///< that was the last message
+  interrupted,  ///< NLM_F_DUMP_INTR: the tables changed during the dump, repeat it
   failed,       ///< errnum says why
 };
 
@@ -25,8 +25,8 @@ struct ReplyState {
   int errnum = 0;
 };
 
-/// Parses one datagram of the kernel's answer to the request @p seq and appends what it holds.
-/// Messages that are too short or of another kind are EBADMSG, unknown attributes are skipped.
+/// Parses one datagram of the kernel's answer to request @p seq and appends its sockets. Messages
+/// that are too short or of another type are EBADMSG; unknown attributes are skipped.
 [[nodiscard]] Reply parse_reply(std::span<const std::byte> bytes, std::uint32_t seq,
                                 std::uint32_t portid, ReplyState& state);
 
