@@ -29,8 +29,10 @@
 
 #include "../kselftest.h"
 
-/* The longest wait for something that must happen, debug kernels included. */
-#define WAIT_MS		10000
+/* The longest wait for something that must happen, debug kernels included.
+ * $REUSEPORT_WAIT_MS is for runs in which many tests are to fail by waiting.
+ */
+#define WAIT_MS		wait_ms()
 /* Enough for every member of a small group to be chosen at least once. */
 #define NR_CLIENTS	64
 
@@ -70,6 +72,13 @@ union addr {
 	struct sockaddr_in in;
 	struct sockaddr_in6 in6;
 };
+
+static inline int wait_ms(void)
+{
+	const char *ms = getenv("REUSEPORT_WAIT_MS");
+
+	return ms ? atoi(ms) : 10000;
+}
 
 static inline long long now_ms(void)
 {
