@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
  * Process 1 of the virtual machine. Read main() top to bottom: it makes the
- * host's file system usable, runs one command in it, and reports what became
- * of it on the second serial port, or on the virtio port "verdict" of a machine
- * that has none. The host believes only a last line "exit N KEY" there, so that
- * line is written after everything that can still go wrong. KEY is made at
- * random and is in the first line, from before the command: what else gets to
- * that port is no verdict.
+ * host's file system usable, runs one command in it, and reports the result on
+ * the second serial port, or on the virtio port "verdict" of a machine that has
+ * none. The host accepts only a last line "exit N KEY" there, so that line is
+ * written after everything that can still go wrong. KEY is random and is in the
+ * first line, written before the command runs: anything else that reaches the
+ * port is not a verdict.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -78,7 +78,7 @@ static void mount_or_fail(const char *dev, const char *dir, const char *type,
 		fail(dir);
 }
 
-/* Mounts that make life easier, but that a kernel may be built without. */
+/* Optional mounts: a kernel may be built without them. */
 static void mount_if_known(const char *type, const char *dir)
 {
 	if (mount(type, dir, type, 0, NULL) && errno != ENODEV &&
@@ -157,8 +157,8 @@ static void open_verdict(void)
 }
 
 /*
- * A kernel as distributions build it comes with modules beside it: /modules/list
- * names them, each before those that need it.
+ * A distribution's kernel comes with modules: /modules/list names them, each
+ * before those that need it.
  */
 static void load_modules(void)
 {
@@ -178,7 +178,7 @@ static void load_modules(void)
 		fclose(list);
 }
 
-/* The host's tree, read-only; /tmp shows the host's and can be written. */
+/* The host's tree, read-only; /tmp is a writable view of the host's. */
 static void mount_host(void)
 {
 	make_dir(HOST);
@@ -228,7 +228,7 @@ static void loopback_up(void)
 	close(fd);
 }
 
-/* A whole file, and its size; with one NUL more than it has. */
+/* A whole file with a terminating NUL, and its size without it. */
 static char *slurp(const char *path, size_t *size)
 {
 	int fd = open(path, O_RDONLY | O_CLOEXEC);
@@ -338,7 +338,7 @@ static int run(char **argv, char **envp, const char *cwd)
 	close(p[0][1]);
 	close(p[1][1]);
 	for (;;) {
-		/* Asked before the poll: what it wrote is then in the pipe. */
+		/* Check before the poll: then its output is in the pipe. */
 		while ((got = waitpid(-1, &status, WNOHANG)) > 0 && got != pid)
 			;
 		ended = got == pid;
@@ -365,10 +365,10 @@ static void reap_the_rest(void)
 }
 
 /*
- * kmemleak reports an object once it is five seconds old; two scans settle. What
- * a scan finds no pointer to can be between two places, or on its way to RCU and
- * freed a moment later (Documentation/dev-tools/kmemleak.rst): a suspicion. What
- * is leaked stays in the report, however often it is looked for.
+ * kmemleak reports an object once it is five seconds old, so scan twice. An
+ * object without a pointer may just be moving, or waiting for RCU to free it
+ * (Documentation/dev-tools/kmemleak.rst): that is only a suspicion. A leaked
+ * object stays in the report, scan after scan.
  */
 static void check_leaks(void)
 {
@@ -395,7 +395,7 @@ static void check_leaks(void)
 	leave();
 }
 
-/* Whatever the console's text looks like: a kernel that complained is tainted. */
+/* Whatever the console shows: a kernel that complained is tainted. */
 static void check_taint(void)
 {
 	size_t size;
@@ -424,7 +424,7 @@ int main(void)
 	while (open("/dev/null", O_RDWR | O_CLOEXEC) < 2)
 		;
 	open_verdict();
-	/* It need not be secret, only such as nobody writes by chance: do not wait for entropy. */
+	/* It need not be secret, only unlikely to be written by chance: do not wait for entropy. */
 	(void)!getrandom(&key, sizeof(key), GRND_INSECURE);
 	say("boot %016llx", key);
 	load_modules();

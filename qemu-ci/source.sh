@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # shellcheck shell=bash disable=SC2154
-# Sourced by kernel and kernel-deb: which source is asked for (KVER, FLAVOR, ARCH and KSRC in
-# the environment), and how it is made ready. `me` is the script's name, `here` this directory.
-# Sets kver, flavor, ksrc, series (a directory, or nothing), fragments, and what ./machine.sh does.
+# Sourced by kernel and kernel-deb: selects the source (KVER, FLAVOR, ARCH and KSRC in the
+# environment) and prepares it. `me` is the script's name, `here` this directory. Sets kver, flavor,
+# ksrc, series (a directory, or empty), fragments, and what ./machine.sh sets.
 top=${here%/*}
 # shellcheck source=machine.sh
 . "$here/machine.sh"
@@ -21,7 +21,7 @@ flavor=${FLAVOR:-patched} ksrc=${KSRC:-} kver=${KVER:-}
 if [ -n "$ksrc" ]; then
 	release=$(sed -nE 's/^(VERSION|PATCHLEVEL) = //p' "$ksrc/Makefile" 2>/dev/null | paste -sd.) || :
 	{ [ -n "$release" ] && [ -f "$ksrc/Kbuild" ] && [ -d "$ksrc/arch/x86" ]; } ||
-		die "KSRC=$ksrc is no kernel tree"
+		die "KSRC=$ksrc is not a kernel tree"
 	ksrc=$(realpath "$ksrc")
 	if [ -z "$kver" ]; then
 		case $release in
@@ -45,7 +45,7 @@ debian) fragments=() series='' ;;
 esac
 [ -n "$arch" ] || die "unknown ARCH='${ARCH-}': x86_64, i386, arm64 or s390x"
 [ "$arch" = x86_64 ] || case $flavor in
-debian | gcov | ia32) die "FLAVOR=$flavor is for x86_64 alone, not for ARCH=$arch" ;;
+debian | gcov | ia32) die "FLAVOR=$flavor is for x86_64 only, not for ARCH=$arch" ;;
 *) fragments+=("$arch") ;;
 esac
 fragments=("${fragments[@]/#/$here/config/}")
@@ -55,8 +55,8 @@ fragments=("${fragments[@]/%/.config}")
 [ -d "$cache" ] || mkdir -p "$cache" 2>/dev/null || die "cannot make the cache $cache"
 [ -w "$cache" ] || die "cannot write in the cache $cache"
 
-# Makes the directory to build in, $1, which goes when the script ends, whatever ends it.
-# What builds that were killed have left goes first: it is what nobody has the lock of.
+# Makes the build directory $1, which is removed when the script ends, whatever ends it. First
+# removes what killed builds have left: directories whose lock is free.
 child=''
 make_tmp() {
 	local old free
@@ -82,8 +82,8 @@ cleanup() {
 	rm -rf "$tmp"
 }
 
-# run DOING COMMAND…: output goes to the log, shown only by failed. In a session of its own and
-# waited for in the background, because a shell obeys no signal while it waits in the foreground.
+# run DOING COMMAND…: output goes to the log, shown only by failed. Runs in its own session and in
+# the background, because a shell handles no signal while it waits in the foreground.
 run() {
 	local doing=$1 rc=0
 	shift
@@ -103,7 +103,7 @@ failed() {
 	die "$1"
 }
 
-# The source, patched if that is asked for, in $tree.
+# Unpacks the source into $tree and patches it if requested.
 make_tree() {
 	if [ -n "$ksrc" ]; then
 		run copying rsync -a --exclude=.git "$ksrc/" "$tree/" || failed "cannot copy $ksrc (no space?)"
