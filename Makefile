@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# Only dispatches; each folder's README says what its part does.
+# Only dispatches; see each folder's README.
 
 PREFIX  ?= /usr/local
 KVER    ?=
@@ -20,13 +20,13 @@ help:
 	@echo 'make selftests   the kselftests'
 	@echo 'make lab         the restart lab: methods compared under load, on this kernel or with'
 	@echo '                 KVER= on a patched one: LAB_FLAGS='
-	@echo 'make million     1,000,000 connections and 1,000 restarts on a patched kernel, none lost'
+	@echo 'make million     1,000,000 connections and 1,000 restarts on a patched kernel'
 	@echo 'make scenarios   real servers restarted under load, with faults: SCENARIOS_FLAGS=--short'
-	@echo 'make soak        restarts, churn and faults on a debug kernel, to the first loss: HOURS=1'
+	@echo 'make soak        restarts, churn and faults on a debug kernel, until the first loss: HOURS=1'
 	@echo 'make install     library, tools, header, man pages into PREFIX=$(PREFIX) (DESTDIR works)'
-	@echo 'make deb         Debian packages of all that, into build/deb; see packaging/README.md'
+	@echo 'make deb         Debian packages, into build/deb; see packaging/README.md'
 	@echo 'make dist        the release archive, into build/dist'
-	@echo 'make clean       remove build/; kernels stay in the cache outside (see qemu-ci/README.md)'
+	@echo 'make clean       remove build/, but not the cache of kernels (see qemu-ci/README.md)'
 
 demo check kernel kernel-deb:
 	@$(MAKE) --no-print-directory -C qemu-ci $@

@@ -2,20 +2,20 @@
 
 // Package reuseport retires SO_REUSEPORT listeners without losing connections: libreuseport for Go.
 //
-// One file to take. It calls the C library by cgo; CGO_ENABLED=1 and pkg-config find it. libreuseport needs libc
-// alone, so it can be linked statically: PKG_CONFIG="pkg-config --static" with libreuseport.a in place of the shared
-// one. The words are those of <reuseport/reuseport.h> and libreuseport(3), where each is explained.
+// A single file to copy. It calls the C library through cgo, found by CGO_ENABLED=1 and pkg-config. libreuseport needs
+// only libc, so it can be linked statically: PKG_CONFIG="pkg-config --static" with libreuseport.a instead of the shared
+// library. The names are those of <reuseport/reuseport.h>; libreuseport(3) explains them.
 //
 //	listener, err := reuseport.Listen(ctx, "tcp", ":8080")
 //	go server.Serve(listener)
 //	...
 //	report, err := reuseport.Retire(ctx, reuseport.Options{}, listener)
 //
-// A Drain is used by one goroutine at a time; accepting goes on in others. An error is an *Error: which call
-// failed, its errno and what to do next.
+// Use a Drain from one goroutine at a time; others may go on accepting. Errors are *Error: which call failed, its
+// errno and how to fix it.
 //
-// Go 1.24 and later listen with MPTCP by default. The option by BPF does not know MPTCP (EOPNOTSUPP): there,
-// GODEBUG=multipathtcp=0, or SetMultipathTCP(false) on a net.ListenConfig of yours.
+// Go 1.24 and later listen with MPTCP by default, which the option by BPF does not support (EOPNOTSUPP): set
+// GODEBUG=multipathtcp=0, or call SetMultipathTCP(false) on your net.ListenConfig.
 package reuseport
 
 /*
@@ -39,7 +39,7 @@ import (
 	"unsafe"
 )
 
-// Error says which call failed, its errno, and what to do next, which may be empty.
+// Error says which call failed, its errno, and how to fix it (may be empty).
 type Error struct {
 	Errno syscall.Errno
 	Call  string
@@ -54,16 +54,16 @@ func (e *Error) Error() string {
 	return text
 }
 
-// Unwrap gives the errno, for errors.Is.
+// Unwrap returns the errno, for errors.Is.
 func (e *Error) Unwrap() error { return e.Errno }
 
-// Version is that of the library in use, "1.0.0".
+// Version returns the version of the library in use, such as "1.0.0".
 func Version() string { return C.GoString(C.reuseport_version()) }
 
-// Hint says what to do about an errno of GetInfo or SetMode, or "".
+// Hint says how to fix an errno of GetInfo or SetMode, or "".
 func Hint(errno syscall.Errno) string { return C.GoString(C.reuseport_hint(C.int(errno))) }
 
-// ---- Is the option there? ----
+// ---- Is the option available? ----
 
 // Support is what a probe found.
 type Support uint32
@@ -79,17 +79,17 @@ const (
 
 func (s Support) String() string { return C.GoString(C.reuseport_support_name(C.uint32_t(s))) }
 
-// OK tells whether the option is there, by the kernel or by BPF.
+// OK reports whether the option is available, by the kernel or by BPF.
 func (s Support) OK() bool { return s == Supported || s == SupportedByBPF }
 
-// Probe asks this kernel, once in a process, and says why it answered so.
+// Probe queries this kernel, once per process, and explains the result.
 func Probe() (Support, string) {
 	var why *C.char
 	support := C.reuseport_probe(&why)
 	return Support(support), C.GoString(why)
 }
 
-// ProbeBehaviour does the same after watching the option at work in connections over loopback; not cached.
+// ProbeBehaviour is Probe with a test of the option by connections over loopback; not cached.
 func ProbeBehaviour(connects int) (Support, string) {
 	var why *C.char
 	support := C.reuseport_probe_behaviour(C.int(connects), &why)
@@ -118,7 +118,7 @@ func (i Info) Settled() bool { return i.Flags&C.REUSEPORT_LISTEN_F_SETTLED != 0 
 func (i Info) Cookies() bool { return i.Flags&C.REUSEPORT_LISTEN_F_COOKIES != 0 }
 func (i Info) ByBPF() bool   { return i.Flags&C.REUSEPORT_LISTEN_F_BPF != 0 }
 
-// Drained tells whether close() would lose nothing, as <linux/reuseport.h> defines it.
+// Drained reports whether close() would lose nothing ("drained" in <linux/reuseport.h>).
 func (i Info) Drained() bool {
 	raw := (*C.struct_reuseport_listen_info)(unsafe.Pointer(&i))
 	return C.reuseport_drained(raw) == 1
@@ -143,13 +143,13 @@ func SetMode(fd int, mode Mode) error {
 	return failed(C.reuseport_set_mode(C.int(fd), C.int(mode)), "setsockopt(SO_REUSEPORT_LISTEN_OFF)")
 }
 
-// Listener is what a drain takes: *net.TCPListener and *net.UDPConn are such.
+// Listener is what a drain takes, such as *net.TCPListener and *net.UDPConn.
 type Listener interface {
 	syscall.Conn
 	Close() error
 }
 
-// FD is the descriptor of a listener; good while that is open. Unlike File().Fd() it leaves the socket as it is.
+// FD returns the descriptor of a listener, valid while it is open. Unlike File().Fd() it does not change the socket.
 func FD(listener syscall.Conn) (fd int, err error) {
 	fd = -1
 	conn, err := listener.SyscallConn()
@@ -189,7 +189,7 @@ func Listen(ctx context.Context, network, address string) (*net.TCPListener, err
 
 // ---- The drain ----
 
-// Policy says how much a drain may fall back where the option is not to be had.
+// Policy says what a drain may do if the option is not available.
 type Policy uint32
 
 const (
@@ -198,7 +198,7 @@ const (
 	CloseOnly Policy = C.REUSEPORT_CLOSE_ONLY
 )
 
-// LastOn says what to do where a group has no ON member but those that leave.
+// LastOn says what to do if the drain would leave a group without an ON member.
 type LastOn uint32
 
 const (
@@ -207,7 +207,7 @@ const (
 	LastLeave  LastOn = C.REUSEPORT_LAST_LEAVE
 )
 
-// AtDeadline says what becomes of a listener that is not drained by then.
+// AtDeadline says what to do with a listener that is not drained at the deadline.
 type AtDeadline uint32
 
 const (
@@ -216,7 +216,7 @@ const (
 	DeadlineKeep  AtDeadline = C.REUSEPORT_DEADLINE_KEEP
 )
 
-// Action is what Step wants done next.
+// Action is what to do before the next Step.
 type Action uint32
 
 const (
@@ -225,7 +225,7 @@ const (
 	Wait       Action = C.REUSEPORT_WAIT
 )
 
-// Outcome of a drain, from best to worst behind the first two.
+// Outcome of a drain; after the first two, from best to worst.
 type Outcome uint32
 
 const (
@@ -243,7 +243,7 @@ const (
 
 func (o Outcome) String() string { return C.GoString(C.reuseport_outcome_name(C.uint32_t(o))) }
 
-// Method by which new connections were kept away.
+// Method is how the drain kept new connections away.
 type Method uint32
 
 const (
@@ -256,32 +256,32 @@ const (
 
 func (m Method) String() string { return C.GoString(C.reuseport_method_name(C.uint32_t(m))) }
 
-// Unknown is a count that nobody can tell.
+// Unknown is a count that the kernel does not report.
 const Unknown uint32 = C.REUSEPORT_UNKNOWN
 
-// Forever is a timeout that does not end.
+// Forever means no deadline.
 const Forever time.Duration = C.REUSEPORT_FOREVER
 
-// Options of a drain. 0 is the default of each.
+// Options of a drain. 0 selects the default of each.
 type Options struct {
 	Policy     Policy
 	LastOn     LastOn
 	AtDeadline AtDeadline
-	// NoAccept: the sockets are accepted from by other processes. There is no fallback then.
+	// NoAccept: other processes accept from the sockets. Then there is no fallback.
 	NoAccept bool
 	Timeout  time.Duration // 0: 30 s
 	Poll     time.Duration // 0: 20 ms
-	// IsShared tells whether a process that is not ours holds the socket, too. nil: the library looks through
-	// /proc, where children count.
+	// IsShared reports whether a process that is not ours holds the socket too. nil: the library scans /proc, and
+	// children count as other processes.
 	IsShared func(fd int) (bool, error)
 }
 
 // Step is what to do next.
 type Step struct {
 	Action Action
-	// AcceptMore: those with something to take, until nothing is left; then step at once. Wait: all that are open.
+	// AcceptMore: accept on each until nothing is left, then step at once. Wait: all that are open.
 	Listeners []Listener
-	Wait      time.Duration // step again after it, at the latest
+	Wait      time.Duration // step again after this time at the latest
 }
 
 // Report of a drain.
@@ -289,15 +289,15 @@ type Report struct {
 	Outcome    Outcome // the worst of all listeners
 	Method     Method  // the weakest
 	Support    Support // as found by Start
-	Lossless   bool    // at its end, Drained or Migrated
+	Lossless   bool    // the drain has ended Drained or Migrated
 	TimedOut   bool
 	Listeners  int
-	Handshakes uint32 // at the last look before close(), all together
+	Handshakes uint32 // at the last check before close(), summed up
 	Queued     uint32
 	Took       time.Duration
 }
 
-// ListenerReport is of one listener; the counts are those of the last look.
+// ListenerReport is the report of one listener; the counts are those of the last check.
 type ListenerReport struct {
 	FD                          int
 	Outcome                     Outcome
@@ -308,17 +308,17 @@ type ListenerReport struct {
 	Open                        bool
 }
 
-// Drain is listeners that retire together: Add, Start, Step until Done, Report, Free.
+// Drain drains listeners together: Add, Start, Step until Done, Report, Free.
 type Drain struct {
 	drain    *C.struct_reuseport_drain
 	user     unsafe.Pointer // C memory that holds the handle: the library keeps it
 	handle   cgo.Handle
 	added    map[int]Listener
 	isShared func(fd int) (bool, error)
-	panicked any // in a callback; goes on when the library has returned
+	panicked any // in a callback; re-raised when the library has returned
 }
 
-// New makes a drain; Free it in the end.
+// New creates a drain; call Free at the end.
 func New(options Options) (*Drain, error) {
 	d := &Drain{added: make(map[int]Listener), isShared: options.IsShared}
 	raw := C.struct_reuseport_drain_options{
@@ -349,7 +349,7 @@ func New(options Options) (*Drain, error) {
 func reuseportGoClose(fd C.int, user unsafe.Pointer) {
 	d := (*(*cgo.Handle)(user)).Value().(*Drain)
 	defer d.catch()
-	// Waits until no accept is in it any more: then the socket is closed.
+	// Waits until no accept is in progress: then the socket is closed.
 	d.added[int(fd)].Close()
 }
 
@@ -371,7 +371,7 @@ func reuseportGoIsShared(fd C.int, user unsafe.Pointer) (answer C.int) {
 	return 0
 }
 
-// No panic passes through the frames of C.
+// No panic may pass through the frames of C.
 func (d *Drain) catch() {
 	if panicked := recover(); panicked != nil {
 		d.panicked = panicked
@@ -424,10 +424,10 @@ func (d *Drain) Step() (step Step, err error) {
 	return
 }
 
-// Undo gives the open listeners their modes back and ends the drain.
+// Undo restores the modes of the open listeners and ends the drain.
 func (d *Drain) Undo() error { return d.check(C.reuseport_drain_undo(d.drain)) }
 
-// Report says how it went, or goes.
+// Report returns what the drain has done so far.
 func (d *Drain) Report() Report {
 	var raw C.struct_reuseport_drain_report
 	raw.size = C.size_t(unsafe.Sizeof(raw))
@@ -437,7 +437,7 @@ func (d *Drain) Report() Report {
 		time.Duration(raw.took_ns)}
 }
 
-// Listener reports of the listener added as number index, from 0.
+// Listener returns the report of listener number index, from 0, in the order added.
 func (d *Drain) Listener(index int) (ListenerReport, error) {
 	var raw C.struct_reuseport_listener_report
 	raw.size = C.size_t(unsafe.Sizeof(raw))
@@ -459,7 +459,7 @@ func (d *Drain) Err() error {
 	return &Error{syscall.Errno(-raw.error), C.GoString(raw.call), C.GoString(raw.hint)}
 }
 
-// Free undoes a drain that is not done; it closes no listener. It may be called again.
+// Free undoes the drain if it has not ended; it closes no listener. It may be called again.
 func (d *Drain) Free() {
 	if d.user == nil {
 		return
@@ -470,8 +470,8 @@ func (d *Drain) Free() {
 	d.drain, d.user = nil, nil
 }
 
-// Run starts the drain and steps to its end, for servers whose goroutines accept by themselves. When ctx ends, the
-// drain is undone, and the error is that of ctx, or of Undo where that failed.
+// Run starts the drain and steps to its end, for servers whose goroutines accept. When ctx ends, it undoes the drain
+// and returns the error of ctx, or of Undo if that failed.
 func (d *Drain) Run(ctx context.Context) (Report, error) {
 	if err := d.Start(); err != nil {
 		return d.Report(), err
@@ -483,7 +483,7 @@ func (d *Drain) Run(ctx context.Context) (Report, error) {
 		}
 		pause := step.Wait
 		if step.Action == AcceptMore {
-			pause = time.Millisecond // the server is at it
+			pause = time.Millisecond // the server is accepting
 		}
 		select {
 		case <-ctx.Done():
@@ -496,7 +496,7 @@ func (d *Drain) Run(ctx context.Context) (Report, error) {
 	}
 }
 
-// Retire drains listeners of a server whose goroutines accept by themselves, and closes them.
+// Retire drains listeners of a server whose goroutines accept, and closes them.
 func Retire(ctx context.Context, options Options, listeners ...Listener) (Report, error) {
 	d, err := New(options)
 	if err != nil {

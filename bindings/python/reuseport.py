@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Retire SO_REUSEPORT listeners without losing connections: libreuseport for Python.
 
-One file to take. It calls the shared library libreuseport.so.1 by ctypes; nothing is compiled. The words are
-those of <reuseport/reuseport.h> and libreuseport(3), where each is explained.
+A single file to copy. It calls the shared library libreuseport.so.1 through ctypes; nothing is compiled. The names
+are those of <reuseport/reuseport.h>; libreuseport(3) explains them.
 
     drain = reuseport.Drain()
-    drain.add(listener)                     # a socket with SO_REUSEPORT that listens, non-blocking
+    drain.add(listener)                     # a listening, non-blocking socket with SO_REUSEPORT
     report = drain.run(lambda listener: serve(*listener.accept()))
     print(report.outcome, report.lossless)  # "drained" True
 
-In an asyncio server, which accepts by itself: report = await drain.run_async().
+In an asyncio server, whose loop accepts: report = await drain.run_async().
 
-A drain is used by one thread at a time. A call that fails raises Error, an OSError with the failing call and
+Use a drain from one thread at a time. A call that fails raises Error, an OSError with the failing call and
 a hint. Python 3.9 or later.
 """
 
@@ -97,7 +97,7 @@ _lib = _load(os.environ.get("LIBREUSEPORT", "libreuseport.so.1"))
 
 
 class Error(OSError):
-    """errno, call (what failed), hint (what to do next, may be empty), fd (of the listener, or None)."""
+    """errno, call (what failed), hint (how to fix it, may be empty), fd (of the listener, or None)."""
 
     def __init__(self, number: int, call: str, hint: str, fd: Optional[int] = None):
         super().__init__(number, os.strerror(number))
@@ -108,11 +108,11 @@ class Error(OSError):
 
 
 def version() -> str:
-    """Of the library in use, "1.0.0"."""
+    """The version of the library in use, such as "1.0.0"."""
     return _lib.reuseport_version().decode()
 
 
-# ---- Is the option there? ----
+# ---- Is the option available? ----
 
 
 @dataclass(frozen=True)
@@ -131,13 +131,13 @@ def _probe(answer: int, why: Any) -> Probe:
 
 
 def probe() -> Probe:
-    """What this kernel says, cached in the process."""
+    """Whether this kernel has the option; cached per process."""
     why = _text()
     return _probe(_lib.reuseport_probe(ctypes.byref(why)), why)
 
 
 def probe_behaviour(connects: int = 32) -> Probe:
-    """The same after watching the option at work in connections over loopback; not cached."""
+    """As probe(), and tests the option with connections over loopback; not cached."""
     why = _text()
     return _probe(_lib.reuseport_probe_behaviour(connects, ctypes.byref(why)), why)
 
@@ -171,13 +171,13 @@ class Info:
 
     @property
     def drained(self) -> bool:
-        """close() would lose nothing, as <linux/reuseport.h> defines it."""
+        """close() would lose nothing ("drained" in <linux/reuseport.h>)."""
         raw = _Info(**self.__dict__)
         return _lib.reuseport_drained(ctypes.byref(raw)) == 1
 
 
 def hint(number: int) -> str:
-    """What to do about an errno of get_info() or set_mode(), or ""."""
+    """How to fix an errno of get_info() or set_mode(), or ""."""
     return _lib.reuseport_hint(number).decode()
 
 
@@ -206,8 +206,8 @@ def set_mode(listener: Any, mode: int) -> None:
 
 @dataclass(frozen=True)
 class Step:
-    """action: DONE, ACCEPT_MORE (on each of fds until EAGAIN, then step at once) or WAIT (serve; step when one
-    of fds is readable, after `wait` seconds at the latest)."""
+    """action: DONE, ACCEPT_MORE (on each of fds until EAGAIN, then step at once) or WAIT (keep serving; step when
+    one of fds is readable or `wait` seconds have passed)."""
     action: int
     fds: "tuple[int, ...]"
     wait: float
@@ -216,8 +216,8 @@ class Step:
 @dataclass(frozen=True)
 class Report:
     """outcome: "drained", "migrated", "unconfirmed", "swept_and_closed", "closed", "deadline_hit", "vanished" or
-    "undone", the worst of all listeners; before the end "not_started" or "running". A count that nobody can
-    tell is None."""
+    "undone", the worst of all listeners; before the end "not_started" or "running". A count is None if the
+    kernel does not report it."""
     outcome: str
     method: str
     support: str
@@ -231,7 +231,7 @@ class Report:
 
 @dataclass(frozen=True)
 class ListenerReport:
-    """Of one listener; counts as of the last look. error: an errno, or 0."""
+    """The report of one listener; counts are those of the last check. error: an errno, or 0."""
     fd: int
     outcome: str
     method: str
@@ -261,12 +261,12 @@ def _is_open(fd: int, before: os.stat_result) -> bool:
 
 
 class Drain:
-    """Listeners that retire together: add ..., start, step ... until DONE, report.
+    """Drains listeners together: add ..., start, step ... until DONE, report.
 
-    timeout, poll: seconds; 0 is the default of the library (30 s, 20 ms), a timeout of None forever.
-    accept=False: the sockets are accepted from by other processes, such as the workers of this one; there is
-    no fallback then. is_shared(listener): whether a process that is not ours holds the socket, too; without it
-    the library looks through /proc, where children count.
+    timeout, poll: seconds; 0 selects the default of the library (30 s, 20 ms), a timeout of None means no deadline.
+    accept=False: other processes accept from the sockets, such as the workers of this one; then there is no
+    fallback. is_shared(listener): whether a process that is not ours holds the socket too; without it the library
+    scans /proc, and children count as other processes.
     """
 
     def __init__(self, *, policy: int = PREFER, last_on: int = LAST_REFUSE, at_deadline: int = DEADLINE_CLOSE,
@@ -276,7 +276,7 @@ class Drain:
         self._added: "dict[int, Any]" = {}
         self._closers: "dict[int, Callable[[], None]]" = {}
         self._raised: Optional[BaseException] = None
-        # Kept, because the library calls them.
+        # Keep references: the library calls them.
         self._close = _CLOSE(self._on_close)
         self._shared = _IS_SHARED(lambda fd, _: self._on_shared(is_shared, fd)) if is_shared else _IS_SHARED()
         options = _Options(ctypes.sizeof(_Options), policy, last_on, at_deadline, 0 if accept else _NO_ACCEPT,
@@ -285,7 +285,7 @@ class Drain:
         if result < 0:
             raise Error(-result, "drain_new", "")
 
-    # An exception does not pass through the library: it is kept, and raised when that has returned.
+    # An exception must not pass through the library: keep it, and raise it after the library has returned.
     def _on_close(self, fd: int, _: Any) -> None:
         try:
             before = os.fstat(fd)
@@ -313,9 +313,9 @@ class Drain:
         return result
 
     def add(self, listener: Any, close: Optional[Callable[[], None]] = None) -> None:
-        """A socket (anything with fileno() and close()) or a descriptor, non-blocking. The drain closes it when it is
-        drained, by `close` if given: say the close() of the server that has it in a loop. It must have closed the
-        descriptor when it returns."""
+        """Adds a non-blocking socket (anything with fileno() and close()) or descriptor. The drain closes it when it is
+        drained, by `close` if given, such as the close() of a server that has it in its loop. `close` must have closed
+        the descriptor when it returns."""
         fd = _fileno(listener)
         if close is None:
             close = (lambda: os.close(fd)) if isinstance(listener, int) else listener.close
@@ -333,13 +333,13 @@ class Drain:
         return Step(raw.action, tuple(raw.fds[i] for i in range(raw.n_fds)), raw.wait_ns / 1e9)
 
     def undo(self) -> None:
-        """Gives the open listeners their modes back and ends the drain."""
+        """Restores the modes of the open listeners and ends the drain."""
         self._check(_lib.reuseport_drain_undo(self._drain))
 
     def run(self, accept: Callable[[Any], None]) -> Report:
-        """start, and step to the end; `accept` is called with a listener, as given to add(), that has something to
-        take, again and again while it has. What it raises undoes the drain and comes out of here, but for
-        BlockingIOError and ConnectionAbortedError: there the client is gone."""
+        """Starts, and steps to the end. Calls `accept` with each listener, as passed to add(), as long as it has
+        something to accept. An exception from `accept` undoes the drain and is raised from here, except
+        BlockingIOError and ConnectionAbortedError, which mean that the client is gone."""
         self.start()
         try:
             return self._run(accept)
@@ -351,7 +351,7 @@ class Drain:
         try:
             self.undo()
         except Error:
-            pass  # done already, or close() tries again
+            pass  # already done, or close() tries again
 
     def _run(self, accept: Callable[[Any], None]) -> Report:
         while True:
@@ -368,14 +368,14 @@ class Drain:
             poll = select.poll()
             for fd in step.fds:
                 poll.register(fd, select.POLLIN)
-            # Rounded up: a wait of less than a millisecond is one. Without fds it is a sleep.
+            # Round up to a millisecond. Without fds, sleep.
             if step.fds:
                 poll.poll(-(-step.wait * 1000 // 1))
             else:
                 time.sleep(step.wait)
 
     async def run_async(self) -> Report:
-        """The same in an asyncio loop whose server accepts by itself. A task that is cancelled undoes the drain."""
+        """The same in an asyncio loop whose server accepts. Cancelling the task undoes the drain."""
         self.start()
         try:
             while True:
@@ -396,7 +396,7 @@ class Drain:
                       raw.listeners, _count(raw.handshakes), _count(raw.queued), raw.took_ns / 1e9)
 
     def listener(self, index: int) -> ListenerReport:
-        """Of the listener added as number `index`, from 0."""
+        """The report of listener number `index`, from 0, in the order added."""
         raw = _Listener(size=ctypes.sizeof(_Listener))
         result = _lib.reuseport_drain_get_listener(self._drain, index, ctypes.byref(raw))
         if result < 0:
@@ -414,7 +414,7 @@ class Drain:
         return Error(-raw.error, raw.call.decode(), raw.hint.decode(), None if raw.fd < 0 else raw.fd)
 
     def close(self) -> None:
-        """Undoes a drain that is not done; closes no listener."""
+        """Undoes the drain if it has not ended; closes no listener."""
         drain, self._drain = self._drain, _pointer()
         _lib.reuseport_drain_free(drain)
 

@@ -46,8 +46,8 @@ async def main(port):
             print(f"{report.outcome} by {report.method} ({report.support})", file=sys.stderr)
             if drain.listener(0).open:
                 continue  # undone: the newcomer is gone
-        # aiohttp's cleanup waits for requests that are being served, but resets a connection whose request has not
-        # come yet. So those that were accepted last get some time first.
+        # aiohttp's cleanup waits for requests in progress, but resets a connection whose request has not arrived yet.
+        # Give the last accepted connections some time first.
         until = loop.time() + 5
         while runner.server.connections and loop.time() < until:
             await asyncio.sleep(0.02)

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Retire `SO_REUSEPORT` listeners without losing connections: libreuseport for Rust.
 //!
-//! One file to take, as a module; no crate but std, Rust 1.63 or later. It links `libreuseport`, which needs libc
-//! alone: `rustc -lreuseport`, or `-L DIR` of a directory with nothing but `libreuseport.a` for a static one. The words
-//! are those of `<reuseport/reuseport.h>` and libreuseport(3), where each is explained.
+//! A single file to copy, as a module; no crate but std, Rust 1.63 or later. It links `libreuseport`, which needs only
+//! libc: `rustc -lreuseport`, or `-L DIR` with a directory that has only `libreuseport.a` to link statically. The names
+//! are those of `<reuseport/reuseport.h>`; libreuseport(3) explains them.
 //!
 //! ```ignore
 //! let mut drain = reuseport::Drain::new(&reuseport::Options::default())?;
@@ -12,7 +12,7 @@
 //! println!("{} {}", report.outcome, report.lossless);
 //! ```
 //!
-//! A drain is used by one thread at a time.
+//! Use a drain from one thread at a time.
 #![allow(dead_code)]
 
 use std::ffi::CStr;
@@ -125,7 +125,7 @@ mod c {
         pub fn reuseport_method_name(method: u32) -> *const c_char;
     }
 
-    // Of libc, which std links.
+    // From libc, which std links.
     extern "C" {
         pub fn poll(fds: *mut PollFd, count: c_ulong, timeout: c_int) -> c_int;
         pub fn socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int;
@@ -135,7 +135,7 @@ mod c {
     }
 }
 
-/// A string of the library; those are static.
+/// A string from the library; they are static.
 fn text(string: *const c_char) -> &'static str {
     if string.is_null() {
         return "";
@@ -143,7 +143,7 @@ fn text(string: *const c_char) -> &'static str {
     unsafe { CStr::from_ptr(string) }.to_str().unwrap_or("")
 }
 
-/// Which call failed, its errno, and what to do next, which may be empty.
+/// Which call failed, its errno, and how to fix it (may be empty).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Error {
     pub errno: i32,
@@ -166,19 +166,19 @@ impl From<Error> for io::Error {
     }
 }
 
-/// Of the library in use, "1.0.0".
+/// The version of the library in use, such as "1.0.0".
 pub fn version() -> &'static str {
     text(unsafe { c::reuseport_version() })
 }
 
-/// What to do about an errno of `get_info` or `set_mode`, or "".
+/// How to fix an errno of `get_info` or `set_mode`, or "".
 pub fn hint(errno: i32) -> &'static str {
     text(unsafe { c::reuseport_hint(errno) })
 }
 
-// ---- Is the option there? ----
+// ---- Is the option available? ----
 
-/// What a probe found; `Display` gives its name.
+/// What a probe found; `Display` prints its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Support(pub u32);
 
@@ -202,14 +202,14 @@ impl fmt::Display for Support {
     }
 }
 
-/// What this kernel says, cached in the process, and why.
+/// Whether this kernel has the option, and why; cached per process.
 pub fn probe() -> (Support, &'static str) {
     let mut why = std::ptr::null();
     let support = unsafe { c::reuseport_probe(&mut why) };
     (Support(support as u32), text(why))
 }
 
-/// The same after watching the option at work in connections over loopback; not cached.
+/// As `probe`, and tests the option with connections over loopback; not cached.
 pub fn probe_behaviour(connects: i32) -> (Support, &'static str) {
     let mut why = std::ptr::null();
     let support = unsafe { c::reuseport_probe_behaviour(connects, &mut why) };
@@ -246,7 +246,7 @@ impl Info {
     pub fn by_bpf(&self) -> bool {
         self.flags & 1 << 31 != 0
     }
-    /// `close()` would lose nothing, as `<linux/reuseport.h>` defines it.
+    /// `close()` would lose nothing ("drained" in `<linux/reuseport.h>`).
     pub fn drained(&self) -> bool {
         unsafe { c::reuseport_drained(self) == 1 }
     }
@@ -272,15 +272,15 @@ pub fn set_mode(fd: RawFd, mode: u32) -> Result<(), Error> {
     failed(result, "setsockopt(SO_REUSEPORT_LISTEN_OFF)")
 }
 
-/// A socket with `SO_REUSEPORT`, bound, non-blocking. Its numbers are those of all Linux machines but alpha, mips, parisc
-/// and sparc.
+/// A bound, non-blocking socket with `SO_REUSEPORT`. The constants are those of all Linux architectures except alpha,
+/// mips, parisc and sparc.
 #[cfg(not(any(target_arch = "mips", target_arch = "mips64", target_arch = "sparc", target_arch = "sparc64")))]
 fn bound(address: SocketAddr, kind: c_int) -> io::Result<OwnedFd> {
     const SOCK_NONBLOCK: c_int = 0o4000;
     const SOCK_CLOEXEC: c_int = 0o2000000;
     const SOL_SOCKET: c_int = 1;
     const SO_REUSEPORT: c_int = 15;
-    // sockaddr_in and sockaddr_in6: family, port, then what is of the family
+    // sockaddr_in and sockaddr_in6: family, port, then the fields of the family
     let mut name = [0u8; 28];
     name[2..4].copy_from_slice(&address.port().to_be_bytes());
     let (family, len): (u16, u32) = match address {
@@ -323,7 +323,7 @@ pub fn bind_udp(address: SocketAddr) -> io::Result<UdpSocket> {
     bound(address, SOCK_DGRAM).map(UdpSocket::from)
 }
 
-/// Accepts on a descriptor that `Drain` handed out.
+/// Accepts on a descriptor that `Drain` returned.
 pub fn accept(fd: BorrowedFd<'_>) -> io::Result<TcpStream> {
     let listener = ManuallyDrop::new(unsafe { TcpListener::from_raw_fd(fd.as_raw_fd()) });
     listener.accept().map(|(client, _)| client)
@@ -331,7 +331,7 @@ pub fn accept(fd: BorrowedFd<'_>) -> io::Result<TcpStream> {
 
 // ---- The drain ----
 
-/// How much a drain may fall back where the option is not to be had.
+/// What a drain may do if the option is not available.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Policy {
     Prefer = 0,
@@ -339,7 +339,7 @@ pub enum Policy {
     CloseOnly = 2,
 }
 
-/// Where a group has no ON member but those that leave.
+/// What to do if the drain would leave a group without an ON member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LastOn {
     Refuse = 0,
@@ -347,7 +347,7 @@ pub enum LastOn {
     Leave = 2,
 }
 
-/// What becomes of a listener that is not drained at the deadline.
+/// What to do with a listener that is not drained at the deadline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AtDeadline {
     Close = 0,
@@ -355,14 +355,14 @@ pub enum AtDeadline {
     Keep = 2,
 }
 
-/// Whether a process that is not ours holds the socket, too, or an errno.
+/// Whether a process that is not ours holds the socket too, or an errno.
 pub type IsShared = Box<dyn FnMut(RawFd) -> Result<bool, i32> + Send>;
 
 pub struct Options {
     pub policy: Policy,
     pub last_on: LastOn,
     pub at_deadline: AtDeadline,
-    /// False: the sockets are accepted from by other processes. There is no fallback then.
+    /// False: other processes accept from the sockets. Then there is no fallback.
     pub accept: bool,
     /// Zero: 30 s. `Duration::MAX`: no deadline.
     pub timeout: Duration,
@@ -388,7 +388,7 @@ pub enum Action {
     Done,
     /// Accept on each of `fds` until nothing is left, then step at once.
     AcceptMore,
-    /// Serve; step when one of `fds` is readable, after `wait` at the latest.
+    /// Keep serving; step when one of `fds` is readable or `wait` has passed.
     Wait,
 }
 
@@ -399,7 +399,7 @@ pub struct Step {
     pub wait: Duration,
 }
 
-/// From best to worst behind the first two; `Display` gives its name.
+/// After the first two, from best to worst; `Display` prints its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Outcome(pub u32);
 
@@ -422,7 +422,7 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// By what means new connections were kept away; `Display` gives its name.
+/// How the drain kept new connections away; `Display` prints its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Method(pub u32);
 
@@ -440,7 +440,7 @@ impl fmt::Display for Method {
     }
 }
 
-/// The outcome is the worst of all listeners, the method the weakest. A count that nobody can tell is `None`.
+/// The outcome is the worst of all listeners, the method the weakest. A count is `None` if the kernel does not report it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Report {
     pub outcome: Outcome,
@@ -454,7 +454,7 @@ pub struct Report {
     pub took: Duration,
 }
 
-/// Of one listener; counts as of the last look. `errno` is 0 where that did not fail.
+/// The report of one listener; counts are those of the last check. `errno` is 0 if that did not fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ListenerReport {
     pub fd: RawFd,
@@ -491,17 +491,17 @@ impl fmt::Display for Rejected {
 
 impl std::error::Error for Rejected {}
 
-/// Listeners that retire together: `add`, `start`, `step` until `Action::Done`, `report`.
+/// Drains listeners together: `add`, `start`, `step` until `Action::Done`, `report`.
 ///
-/// It owns what was added: a drain that is dropped before its end gives every mode back, and then the listeners are
-/// closed; `take_back` hands them out instead.
+/// It owns its listeners: if it is dropped before its end, it restores every mode and then closes the listeners;
+/// `take_back` returns them instead.
 pub struct Drain {
     drain: *mut c_void,
     // Boxed twice: the library keeps a thin pointer to the inner box.
     _is_shared: Option<Box<IsShared>>,
 }
 
-// The library has no thread of its own and no thread-local state.
+// The library has no threads and no thread-local state.
 unsafe impl Send for Drain {}
 
 extern "C" fn ask_is_shared(fd: c_int, user: *mut c_void) -> c_int {
@@ -520,7 +520,7 @@ impl Drain {
         Drain::make(options, None)
     }
 
-    /// Without `is_shared` the library looks through /proc, where children count.
+    /// Without `is_shared` the library scans /proc, and children count as other processes.
     pub fn with_is_shared(options: &Options, is_shared: IsShared) -> Result<Drain, Error> {
         Drain::make(options, Some(Box::new(is_shared)))
     }
@@ -556,7 +556,7 @@ impl Drain {
         Err(self.error().unwrap_or(Error { errno: -result, call: "drain", hint: "" }))
     }
 
-    /// A `TcpListener`, `UdpSocket` or `OwnedFd`, non-blocking. The drain closes it when it is drained.
+    /// Adds a non-blocking `TcpListener`, `UdpSocket` or `OwnedFd`. The drain closes it when it is drained.
     pub fn add<L: Into<OwnedFd>>(&mut self, listener: L) -> Result<(), Rejected> {
         let listener = listener.into();
         let result = unsafe { c::reuseport_drain_add(self.drain, listener.as_raw_fd()) };
@@ -595,13 +595,12 @@ impl Drain {
         Ok(Step { action, fds, wait: Duration::from_nanos(raw.wait_ns.max(0) as u64) })
     }
 
-    /// Gives the open listeners their modes back and ends the drain.
+    /// Restores the modes of the open listeners and ends the drain.
     pub fn undo(&mut self) -> Result<(), Error> {
         self.check(unsafe { c::reuseport_drain_undo(self.drain) }).map(drop)
     }
 
-    /// `start`, and `step` to the end; `take` is called with a listener that has something to take, again and again while
-    /// it has.
+    /// Starts, and steps to the end; calls `take` with each listener as long as it has something to accept.
     pub fn run(&mut self, mut take: impl FnMut(BorrowedFd<'_>)) -> Result<Report, Error> {
         self.start()?;
         loop {
@@ -642,7 +641,7 @@ impl Drain {
         }
     }
 
-    /// Of the listener added as number `index`, from 0.
+    /// The report of listener number `index`, from 0, in the order added.
     pub fn listener(&self, index: usize) -> Result<ListenerReport, Error> {
         let mut raw: c::ListenerReport = unsafe { mem::zeroed() };
         raw.size = mem::size_of::<c::ListenerReport>();
@@ -674,7 +673,7 @@ impl Drain {
         Some(Error { errno: -raw.error, call: text(raw.call), hint: text(raw.hint) })
     }
 
-    /// Ends the drain, undone if it is not done, and gives the listeners that are open back, in the order of `add`.
+    /// Ends the drain, undoing it if it has not ended, and returns the open listeners in the order of `add`.
     pub fn take_back(mut self) -> Vec<OwnedFd> {
         self.end()
     }

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-# cmake --install: library, headers, pkg-config, CMake package, man pages, restart-lab. reuseportctl
-# installs what is its own.
+# cmake --install: library, headers, pkg-config, CMake package, man pages, restart-lab. ctl/ installs
+# reuseportctl.
 include(CMakePackageConfigHelpers)
 
 install(TARGETS reuseport reuseport_static EXPORT reuseport
@@ -10,7 +10,7 @@ install(FILES include/reuseport/probe.hpp include/reuseport/reuseport.h
   include/reuseport/reuseport.hpp DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/reuseport)
 install(FILES ../uapi/linux/reuseport.h DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/reuseport/linux)
 
-# Filled in at install time: only then is the prefix known (make install PREFIX=).
+# Filled in at install time, when the prefix is known (make install PREFIX=).
 install(CODE "
   set(PROJECT_VERSION \"${PROJECT_VERSION}\")
   set(PROJECT_DESCRIPTION \"${PROJECT_DESCRIPTION}\")
@@ -29,7 +29,7 @@ install(FILES ${CMAKE_CURRENT_BINARY_DIR}/reuseport-config.cmake
   ${CMAKE_CURRENT_BINARY_DIR}/reuseport-config-version.cmake DESTINATION ${package})
 install(EXPORT reuseport NAMESPACE reuseport:: FILE reuseport-targets.cmake DESTINATION ${package})
 
-# The lab looks for restart-lab-server beside itself; only the lab is for people.
+# The lab looks for restart-lab-server beside itself; users run only the lab.
 if(REUSEPORT_TOOLS)
   install(TARGETS restart-lab restart-lab-server DESTINATION ${CMAKE_INSTALL_LIBEXECDIR}/restart-lab)
   file(RELATIVE_PATH beside /${CMAKE_INSTALL_SBINDIR}

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-# How every target here is compiled, and the helpers the parts use.
+# Compiler flags of all targets, and helper functions.
 include(GoogleTest)
 
-# Hardened: a program that root runs is position independent, its stack and heap functions are
-# guarded, and what the loader has resolved is read-only.
+# Hardened, because root runs these programs: position independent, with guarded stack and heap
+# functions and read-only relocations.
 include(CheckPIESupported)
 check_pie_supported()
 set(CMAKE_POSITION_INDEPENDENT_CODE ON)
@@ -16,8 +16,7 @@ if(NOT REUSEPORT_SANITIZE AND NOT CMAKE_BUILD_TYPE STREQUAL "Debug")
 endif()
 add_link_options(-Wl,-z,relro -Wl,-z,now -Wl,-z,noexecstack)
 
-# The kernel's side of the contract: <linux/reuseport.h>, and as installed headers name it,
-# <reuseport/linux/reuseport.h>.
+# The kernel interface: <linux/reuseport.h>, installed as <reuseport/linux/reuseport.h>.
 add_library(reuseport_uapi INTERFACE)
 target_include_directories(reuseport_uapi INTERFACE ${CMAKE_CURRENT_SOURCE_DIR}/../uapi)
 configure_file(${CMAKE_CURRENT_SOURCE_DIR}/../uapi/linux/reuseport.h
@@ -34,14 +33,14 @@ target_compile_options(reuseport_warnings INTERFACE
   $<$<COMPILE_LANGUAGE:CXX>:-Wold-style-cast -Wnon-virtual-dtor>
   $<$<BOOL:${REUSEPORT_WERROR}>:-Werror>)
 if(REUSEPORT_SANITIZE)
-  # vptr asks for RTTI, which the library is built without: it would doubt every object of its classes
+  # vptr needs RTTI, which the library is built without: it would report every object of its classes
   add_compile_options(-fsanitize=${REUSEPORT_SANITIZE} -fno-sanitize=vptr -fno-omit-frame-pointer
     -fno-sanitize-recover=all)
   add_link_options(-fsanitize=${REUSEPORT_SANITIZE})
 endif()
 
-# reuseport_program(NAME SOURCES... [LINK LIBS...]): a program in build/bin, with the static
-# library, so that it runs from wherever it is copied to.
+# reuseport_program(NAME SOURCES... [LINK LIBS...]): a program in build/bin, linked with the static
+# library, so that it runs from any directory.
 function(reuseport_program name)
   cmake_parse_arguments(arg "" "" "LINK" ${ARGN})
   add_executable(${name} ${arg_UNPARSED_ARGUMENTS})
@@ -49,16 +48,16 @@ function(reuseport_program name)
     ${arg_LINK})
 endfunction()
 
-# The cases of a GoogleTest program that a filter selects, with labels: joined, for a list does not
-# reach ctest whole, and -L searches in a label.
+# The cases of a GoogleTest program that a filter selects, with labels. Labels are joined: a list does
+# not reach ctest whole, and -L searches within a label.
 function(reuseport_cases name filter)
   string(JOIN "," labels ${ARGN})
   gtest_discover_tests(${name} TEST_FILTER "${filter}" DISCOVERY_MODE PRE_TEST NO_PRETTY_VALUES
     PROPERTIES LABELS "${labels}" TIMEOUT 600)
 endfunction()
 
-# reuseport_test(NAME SOURCES... [LINK LIBS...]): a GoogleTest program in build/bin/tests, which
-# tests/run finds, and each of its cases a test of ctest: see tests/CMakeLists.txt for the labels.
+# reuseport_test(NAME SOURCES... [LINK LIBS...]): a GoogleTest program in build/bin/tests, where
+# tests/run finds it; each of its cases is a ctest test. See tests/CMakeLists.txt for the labels.
 function(reuseport_test name)
   reuseport_program(${name} ${ARGN})
   target_link_libraries(${name} PRIVATE reuseport_test_support)
@@ -71,8 +70,8 @@ function(reuseport_test name)
 endfunction()
 
 # reuseport_bpf(NAME SOURCE [DEFINES...] DEPENDS FILES...): compiles a BPF program, plain C with CO-RE,
-# and makes it skeletons/NAME.skel.h below the current binary directory. The object has the lines of the
-# source in it, and must not have the directory of this machine.
+# into skeletons/NAME.skel.h below the current binary directory. The object contains the lines of the
+# source, and must not contain a directory of this machine.
 find_program(CLANG clang REQUIRED)
 find_program(BPFTOOL bpftool REQUIRED PATHS /usr/sbin /sbin)
 function(reuseport_bpf name source)

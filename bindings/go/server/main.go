@@ -34,7 +34,7 @@ func main() {
 		fmt.Fprintf(answer, "pid %d\n", os.Getpid())
 	})}
 	go func() {
-		// The drain closes the listener; what it has accepted is served on.
+		// The drain closes the listener; accepted connections are still served.
 		if err := server.Serve(listener); !errors.Is(err, net.ErrClosed) && !errors.Is(err, http.ErrServerClosed) {
 			log.Fatal(err)
 		}
@@ -52,7 +52,7 @@ func main() {
 		if report.Outcome == reuseport.Undone {
 			continue // the newcomer is gone
 		}
-		if err := server.Shutdown(ctx); err != nil { // waits for the requests that are being served
+		if err := server.Shutdown(ctx); err != nil { // waits for requests in progress
 			log.Print(err)
 		}
 		if !report.Lossless {
