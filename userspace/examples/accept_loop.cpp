@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The shortest use: a listener with connections in its queue is drained by a plain accept loop.
+// The shortest example: a plain accept loop drains a listener with connections in its queue.
 #include <netinet/in.h>
 #include <sys/socket.h>
 
@@ -26,7 +26,7 @@ int main() {
     return 1;
   }
 
-  // Nobody takes over: the address goes with its listener.
+  // There is no newcomer: give up the address.
   reuseport::Drain drain({.last_on = reuseport::LastOn::leave});
   if (auto added = drain.add(std::move(listener)); !added) {
     std::fprintf(stderr, "%s\n", added.error().message().c_str());

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// An epoll server that retires its listener on SIGTERM: it stops getting connections, serves those
-// it has, and exits. Start a second one on the same port first, and no client notices:
+// An epoll server that retires its listener on SIGTERM: it gets no new connections, serves those it
+// has, and exits. Start a second one on the same port first, and no client notices:
 //
 //     event_loop 8080 &  event_loop 8080 &  kill -TERM %1
 #include <netinet/in.h>
@@ -39,7 +39,7 @@ Fd open_listener(std::uint16_t port) {
   return fd;
 }
 
-// Serves what is in the queue: a greeting, then the end.
+// Serves what is in the queue: sends a greeting, then closes.
 void serve(int listener) {
   constexpr std::string_view hello = "hello\n";
   for (;;) {
@@ -91,22 +91,21 @@ int main(int argc, char** argv) {
     }
     if (event.data.fd == stop.get()) {
       if (retiring) {
-        return 1;  // asked a second time: go at once
+        return 1;  // a second signal: exit at once
       }
       signalfd_siginfo taken{};
       if (::read(stop.get(), &taken, sizeof(taken)) < 0) {
         continue;
       }
-      // With a newcomer beside it the listener stands by until it is closed; without one it goes
-      // OFF.
+      // With a newcomer, the listener is STANDBY until it is closed; without one it goes OFF.
       reuseport::Drain drain({.last_on = reuseport::LastOn::leave});
-      // NOLINTNEXTLINE(bugprone-use-after-move): taken back where it did not start
+      // NOLINTNEXTLINE(bugprone-use-after-move): taken back if it did not start
       if (auto added = drain.add(std::move(listener)); !added) {
         std::fprintf(stderr, "%s\n", added.error().message().c_str());
         return 1;
       }
       auto started = reuseport::EpollDrain::start(std::move(drain), serve);
-      if (!started) {  // nothing has changed: go on serving
+      if (!started) {  // nothing has changed: keep serving
         std::fprintf(stderr, "%s\n", started.error().message().c_str());
         listener =
             std::move(drain.take_back().front());  // NOLINT(bugprone-use-after-move): not moved

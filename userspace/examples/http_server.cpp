@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// A plain HTTP server with SO_REUSEPORT that knows nothing of this project, to be retired from
-// outside: reuseportctl drain --pid OLD --signal TERM. On TERM it closes its listener, finishes
-// what it has accepted and ends; with "stubborn" it does not listen to TERM at all.
+// A plain HTTP server with SO_REUSEPORT that does not use this project, to be drained from outside:
+// reuseportctl drain --pid OLD --signal TERM. On TERM it closes its listener, finishes what it has
+// accepted and ends; with "stubborn" it ignores TERM.
 //
 //     http_server ADDRESS PORT [stubborn]
 #include <arpa/inet.h>
@@ -48,7 +48,7 @@ struct Client {
   std::string request;
 };
 
-/// @return whether the client is done with
+/// @return whether the client is finished
 bool serve(Client& client) {
   std::array<char, 4096> part{};
   const auto size = ::recv(client.fd.get(), part.data(), part.size(), MSG_DONTWAIT);

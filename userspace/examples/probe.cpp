@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Is the option there, and does it work? Exits 0 where it does, 3 where it does not.
+// Is the option available, and does it work? Exits 0 if it does, 3 if it does not.
 #include <cstdio>
 
 #include <reuseport/probe.hpp>

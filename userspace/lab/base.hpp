@@ -17,7 +17,7 @@ namespace lab {
 
 using reuseport::Fd;
 
-/// What failed, why, and what to do next, as one line for stderr.
+/// What failed, why, and how to fix it, as one line for stderr.
 struct Error {
   std::string text;
 };
@@ -25,8 +25,8 @@ struct Error {
 template <class T>
 using Result = tl::expected<T, Error>;
 
-/// An error of a system call. @param code a positive errno. @param hint what the user can do about
-/// it, may be empty.
+/// An error of a system call. @param code a positive errno. @param hint how the user can fix it,
+/// may be empty.
 inline tl::unexpected<Error> sys_error(const std::string& call, int code,
                                        const std::string& hint = {}) {
   return tl::unexpected<Error>{
@@ -40,8 +40,8 @@ inline tl::unexpected<Error> error(std::string text) {
 inline constexpr std::int64_t one_ms = 1'000'000;
 inline constexpr std::int64_t one_second = 1'000'000'000;
 
-/// Nanoseconds of a clock; of CLOCK_MONOTONIC for all that is timed, which is one time line for
-/// every process of a run.
+/// Nanoseconds of a clock. All timing uses CLOCK_MONOTONIC, which is the same for every process of
+/// a run.
 inline std::int64_t now_ns(clockid_t clock = CLOCK_MONOTONIC) {
   timespec ts{};
   clock_gettime(clock, &ts);

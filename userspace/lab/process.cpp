@@ -39,8 +39,8 @@ bool place(std::vector<int>& fds) {
   return true;
 }
 
-/// The program of the generations, which lies beside this one: restart-lab, or the socket
-/// server.
+/// The program of the generations, in the same directory as this one (restart-lab, or the socket
+/// server).
 Result<std::string> server_program() {
   std::error_code code;
   const auto self = std::filesystem::read_symlink("/proc/self/exe", code);
@@ -49,7 +49,8 @@ Result<std::string> server_program() {
   }
   const auto beside = self.parent_path() / "restart-lab-server";
   if (access(beside.c_str(), X_OK) != 0) {
-    return sys_error(fmt::format("{}", beside.string()), errno, "it belongs beside restart-lab");
+    return sys_error(fmt::format("{}", beside.string()), errno,
+                     "it must be in the same directory as restart-lab");
   }
   return beside.string();
 }
@@ -64,7 +65,7 @@ std::vector<char*> pointers(std::vector<std::string>& words) {
   return result;
 }
 
-/// All of a file from its begin.
+/// The whole file, from its beginning.
 std::string contents(const Fd& file) {
   std::string text;
   char block[4096];
@@ -81,7 +82,7 @@ std::string contents(const Fd& file) {
 }  // namespace
 
 Result<pid_t> spawn(const ChildSpec& spec) {
-  // Everything is made before fork(): the child of a threaded process must not allocate.
+  // Allocate everything before fork(): the child of a threaded process must not.
   auto program = spec.program.empty() ? server_program() : Result<std::string>{spec.program};
   if (!program) {
     return tl::unexpected(program.error());
@@ -159,7 +160,7 @@ Result<void> run_tool(const std::vector<std::string>& words, const std::string& 
   if (said.empty()) {
     said = WIFEXITED(status) && WEXITSTATUS(status) == exec_failed
                ? "cannot be started; is its package installed?"
-               : "failed without a word";
+               : "failed without a message";
   }
   return error(fmt::format("{}: {}{}{}", words.front(), said, hint.empty() ? "" : "; ", hint));
 }

@@ -10,25 +10,25 @@
 
 namespace lab {
 
-/// What a child is to be. Descriptors are moved to the numbers 3, 4, ... in their order, and no
-/// other but 0, 1 and 2 is open there.
+/// How to start a child. Descriptors are moved to the numbers 3, 4, ... in their order; besides
+/// them only 0, 1 and 2 are open.
 struct ChildSpec {
   std::string program;                   ///< as execvp(3); empty: restart-lab-server
   std::vector<std::string> arguments;    ///< without argv[0]
-  std::vector<std::string> environment;  ///< NAME=VALUE, beside the inherited ones
+  std::vector<std::string> environment;  ///< NAME=VALUE, in addition to the inherited ones
   std::vector<int> fds;
   int ns = -1;      ///< network namespace to start in; -1: the caller's
   int input = -1;   ///< stdin; -1: /dev/null
   int output = -1;  ///< stdout and stderr; -1: the caller's
-  int cgroup = -1;  ///< cgroup.procs of the cgroup to be in; -1: the caller's
+  int cgroup = -1;  ///< cgroup.procs of the cgroup to start in; -1: the caller's
 };
 
 /// Forks and executes. The child gets SIGKILL when the calling thread ends (PR_SET_PDEATHSIG).
 /// @return the process id
 Result<pid_t> spawn(const ChildSpec& spec);
 
-/// Runs a tool to its end, with `input` as its stdin. Where it fails, the error is its first line
-/// of output and `hint`. @param fds as ChildSpec::fds
+/// Runs a tool to its end, with `input` as its stdin. If it fails, the error is its first line of
+/// output and `hint`. @param fds as ChildSpec::fds
 Result<void> run_tool(const std::vector<std::string>& words, const std::string& input, int ns = -1,
                       const std::vector<int>& fds = {}, const std::string& hint = {});
 
@@ -52,7 +52,7 @@ class Child {
   pid_t pid_ = -1;
 };
 
-/// What this process holds.
+/// The resources of this process.
 struct Usage {
   std::int64_t rss_kb = 0;
   std::int64_t descriptors = 0;  ///< open ones, that which reads /proc/self/fd included

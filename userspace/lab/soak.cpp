@@ -9,10 +9,10 @@
 namespace lab {
 namespace {
 
-/// Growth after the first two rounds that is no leak yet.
+/// Growth after the first two rounds that does not count as a leak.
 constexpr std::int64_t growth_allowed_kb = std::int64_t{16} * 1024;
-/// stdin, stdout, stderr, control, epoll and the directory being read: all an old generation may
-/// still have open when it says goodbye.
+/// stdin, stdout, stderr, control, epoll and the directory being read: all that an old generation
+/// may have open when it ends.
 constexpr int descriptors_allowed = 6;
 
 }  // namespace

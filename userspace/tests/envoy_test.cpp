@@ -345,7 +345,7 @@ INSTANTIATE_TEST_SUITE_P(
     newcomer, EnvoyFaultTest,
     ::testing::Values(Fault{"dies", "12.1 dies", "exited with 1 before it was ready"},
                       Fault{"never_ready", "12.1 never-ready", "503 at /ready"},
-                      Fault{"wrong_admin", "12.1 wrong-admin=", "does not listen on the admin"},
+                      Fault{"wrong_admin", "12.1 wrong-admin=", "is not listening on the admin"},
                       Fault{"no_version", "12.1 no-version", "--hot-restart-version"},
                       Fault{"child_dies", "11.104 dies", "exited with 1 before it was ready"},
                       Fault{"child_never_ready", "11.104 never-ready", "not ready in time"}),

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// restarter [OPTION...] -- ENVOY [ARG...]: runs Envoy, and at SIGHUP replaces it by what ENVOY is
-// then.
+// restarter [OPTION...] -- ENVOY [ARG...]: runs Envoy, and on SIGHUP replaces it with the program
+// that ENVOY is then.
 //
 //   SIGHUP --> ENVOY --hot-restart-version, of the file and of the process that runs
 //     equal     --> hot restart: the next epoch of the same base id; Envoy passes its sockets on
-//     different --> side by side: a base id of its own, listeners of its own
+//     different --> side by side: a new base id, new listeners
 //                   --> ready --> the old one's listeners STANDBY until empty
 //                   --> drain_listeners?graceful&skip_exit --> no connection is left --> TERM
 //
-// A newcomer that dies, is late or answers in another's place is ended, and the old one serves on.
-// SIGUSR1 (reopen the logs) goes to every Envoy, SIGTERM ends all.
+// A newcomer that dies, is late or has a wrong admin address is ended, and the old one keeps
+// serving. SIGUSR1 (reopen the logs) goes to every Envoy, SIGTERM ends all.
 #include <fmt/format.h>
 #include <netinet/in.h>
 #include <poll.h>
@@ -45,8 +45,8 @@ using nlohmann::json;
 
 constexpr auto poll_first = 20ms;
 constexpr auto poll_most = 200ms;
-constexpr auto storm_pause = 1000ms;  // SIGHUPs that come within it are one
-constexpr auto way_back = 5000ms;     // for a newcomer that failed to give back what it has
+constexpr auto storm_pause = 1000ms;  // several SIGHUPs within it count as one
+constexpr auto way_back = 5000ms;     // to drain a newcomer that failed
 constexpr auto version_limit = 10s;   // for --hot-restart-version
 constexpr auto admin_limit = 2000ms;  // for one request to the admin interface
 
@@ -58,7 +58,7 @@ struct Options {
   std::string directory;  ///< for the files that Envoy writes
 };
 
-/// What is ours to say on Envoy's command line.
+/// Options that the restarter adds to Envoy's command line.
 constexpr std::array<std::string_view, 5> ours = {"--restart-epoch", "--base-id", "--base-id-path",
                                                   "--use-dynamic-base-id", "--admin-address-path"};
 
@@ -102,7 +102,7 @@ sockaddr_storage to_sockaddr(const Endpoint& at) {
   return storage;
 }
 
-/// The status of the answer to a request without a body; 0: none within admin_limit.
+/// The HTTP status of a request without a body; 0: no answer within admin_limit.
 int ask_admin(const Endpoint& at, const std::string& method, const std::string& target) {
   const sockaddr_storage storage = to_sockaddr(at);
   const socklen_t length = at.family == AF_INET ? sizeof(sockaddr_in) : sizeof(sockaddr_in6);
@@ -148,13 +148,13 @@ struct Envoy {
   Child child;
   int epoch = 0;
   std::string admin_path;  ///< where it writes its admin address
-  std::string base_path;   ///< where the first of its base id wrote that
+  std::string base_path;   ///< where the first Envoy of its base id wrote that
 
   [[nodiscard]] pid_t pid() const { return child.pid(); }
 };
 
-/// The admin address of @p envoy, and what it says there of itself. Another process' answer does
-/// not count: what listens there must be its own.
+/// The admin address of @p envoy, and the state it reports there. The listener there must be its
+/// own: the answer of another process does not count.
 struct Admin {
   std::optional<Endpoint> at;
   std::string lacks = "has written no admin address";  ///< empty: it is ready
@@ -171,7 +171,7 @@ Admin admin_of(const Envoy& envoy, const View& own) {
   if (std::ranges::none_of(own.sockets, [&](const DiagSocket& s) {
         return s.protocol == Protocol::tcp && s.local == *at;
       })) {
-    admin.lacks = fmt::format("does not listen on the admin address it wrote, {}", at->str());
+    admin.lacks = fmt::format("is not listening on the admin address it wrote, {}", at->str());
     return admin;
   }
   admin.at = at;
@@ -182,8 +182,7 @@ Admin admin_of(const Envoy& envoy, const View& own) {
   return admin;
 }
 
-/// The same by a look of its own, which holds no duplicate of a listener any longer when it
-/// returns.
+/// The same, but holds no duplicate of a listener when it returns.
 Admin admin_of(const Envoy& envoy) {
   const auto own = served_by(envoy.child.process(), false);
   return own ? admin_of(envoy, own->view) : Admin{};
@@ -231,14 +230,14 @@ class Restarter final : public LookingAfter {
   }
 
   [[nodiscard]] Failure why() const override {
-    return {Exit::error, "asked to stop during a restart; the old Envoy has its listeners back"};
+    return {Exit::error, "stopped during a restart; the old Envoy has its listeners back"};
   }
 
  private:
   struct Leaving {
     Child child;
-    Clock::time_point limit;  ///< then SIGTERM, and once that was sent SIGKILL
-    bool asked = false;       ///< by SIGTERM
+    Clock::time_point limit;  ///< of SIGTERM and, once that was sent, of SIGKILL
+    bool asked = false;       ///< SIGTERM was sent
     bool served = false;
     bool parent = false;  ///< of a hot restart: its child ends it
   };
@@ -261,7 +260,7 @@ class Restarter final : public LookingAfter {
 
   // --- start ---
 
-  /// The next epoch of @p parent, or with none the first of a new base id.
+  /// The next epoch of @p parent or, without one, the first of a new base id.
   Outcome<Envoy> start(const Envoy* parent) {
     const std::string number = std::to_string(started_++);
     const int epoch = parent != nullptr ? parent->epoch + 1 : 0;
@@ -286,8 +285,8 @@ class Restarter final : public LookingAfter {
     return Envoy{std::move(*child), epoch, admin_path, base_path};
   }
 
-  /// Until @p envoy says itself that it is ready and, side by side with @p old, has a listener on
-  /// every address of that.
+  /// Waits until @p envoy reports that it is ready and, side by side with @p old, has a listener on
+  /// every address of @p old.
   Done until_ready(const Envoy& envoy, const Envoy* old) {
     const auto deadline = after(options_.ready_timeout);
     std::chrono::milliseconds pause = poll_first;
@@ -326,7 +325,7 @@ class Restarter final : public LookingAfter {
         return gap;
       }
     }
-    now->targets.clear();  // hold nothing of a server while it is asked
+    now->targets.clear();  // hold none of its listeners while querying it
     return admin_of(envoy, now->view).lacks;
   }
 
@@ -336,7 +335,7 @@ class Restarter final : public LookingAfter {
 
   // --- the version ---
 
-  /// What @p program says to --hot-restart-version; "disabled" where it has no hot restart.
+  /// The output of @p program --hot-restart-version; "disabled" if it has no hot restart.
   Outcome<std::string> version_of(const std::string& program) {
     const std::string said = options_.directory + "/version";
     std::vector<std::string> command = shell(R"(exec "$@" >"$0" 2>&1)");
@@ -364,7 +363,7 @@ class Restarter final : public LookingAfter {
     return text;
   }
 
-  /// Whether the process that runs can pass its sockets on to what would be started now.
+  /// Whether the running process can pass its sockets to the program that would be started now.
   Outcome<bool> same_version() {
     const auto next = version_of(options_.command.front());
     if (!next) {
@@ -380,8 +379,8 @@ class Restarter final : public LookingAfter {
 
   // --- restart ---
 
-  /// A hot restart while the parent of the last one is there would end that at once, whatever it
-  /// has: Envoy allows two.
+  /// Envoy allows two processes: a hot restart while the parent of the last one is still there
+  /// would end that parent at once, with all its connections.
   [[nodiscard]] bool held() const {
     return waits_for_parent_ && std::ranges::any_of(leaving_, [](const Leaving& l) {
              return l.parent && l.child.running();
@@ -401,8 +400,8 @@ class Restarter final : public LookingAfter {
       waits_for_parent_ = true;
       if (held()) {
         reload_ = true;
-        out_.note("a hot restart waits until the parent of the last one has ended");
-        notify_.ready(fmt::format("serving, pid {}; a restart waits", current_->pid()));
+        out_.note("waiting for the parent of the last hot restart to end");
+        notify_.ready(fmt::format("serving, pid {}; a restart is waiting", current_->pid()));
         return;
       }
       waits_for_parent_ = false;
@@ -423,7 +422,7 @@ class Restarter final : public LookingAfter {
     if (!ok && hot && next && next->child.running() && !stopping_ && !listens(*current_) &&
         listens(*next)) {
       out_.failure(ok.error());
-      out_.note(fmt::format("process {} has the listeners already and is kept", next->pid()));
+      out_.note(fmt::format("process {} already has the listeners and is kept", next->pid()));
       ok = {};
     }
     if (!ok) {
@@ -455,14 +454,14 @@ class Restarter final : public LookingAfter {
     notify_.ready(fmt::format("serving, pid {}", current_->pid()));
   }
 
-  /// For /bin/sh; nothing where the admin interface is not there or not its own.
+  /// For /bin/sh; empty if there is no admin interface, or it is not Envoy's own.
   static std::string ask_to_drain(const Admin& admin) {
     return admin.at ? fmt::format("exec /proc/{}/exe --post '{}'", ::getpid(), admin.at->str())
                     : std::string();
   }
 
-  /// The old one's listeners run empty beside the newcomer's, its connections end, then TERM. At
-  /// the deadline TERM comes all the same, as from Envoy's own hot restart, and the result says so.
+  /// Drains the old one's listeners beside the newcomer's, waits for its connections, then sends
+  /// TERM. At the deadline it sends TERM anyway, like Envoy's own hot restart, and reports that.
   Outcome<DrainResult> retire() {
     DrainOptions o;
     o.selection.reuseport_only = true;
@@ -473,9 +472,9 @@ class Restarter final : public LookingAfter {
     const Admin admin = admin_of(*current_);
     o.before_signal = ask_to_drain(admin);
     if (o.before_signal.empty()) {
-      out_.note(fmt::format(
-          "process {} {}: its connections are waited for, but it is not asked to end them",
-          current_->pid(), admin.lacks));
+      out_.note(
+          fmt::format("process {} {}: waiting for its connections without telling it to end them",
+                      current_->pid(), admin.lacks));
     }
     auto result = drain(o, current_->child.process(), {*this, children_, out_});
     out_.end_progress();
@@ -499,7 +498,7 @@ class Restarter final : public LookingAfter {
         fmt::format("serving, pid {}; restart failed: {}", current_->pid(), failure.line()));
   }
 
-  /// A newcomer of its own listeners may have connections already: it is drained before its end.
+  /// A newcomer with its own listeners may already have connections: drain it before ending it.
   void give_back(const Envoy& next, bool hot) {
     if (!hot && next.child.running() && current_->child.running() && !stopping_) {
       DrainOptions o;
@@ -519,15 +518,15 @@ class Restarter final : public LookingAfter {
     dismiss(next.child);
   }
 
-  /// What a child leaves behind that died on the way: a base id that says for good that somebody
-  /// initializes, no admin interface, and where the parent was told to drain no listener.
+  /// What a child that died during a hot restart leaves behind: a base id that stays marked as
+  /// initializing, no admin interface and, if the parent was told to drain, no listener.
   void after_failed_hot_restart() {
     no_hot_restart_ = true;
     if (!current_->child.running() || stopping_ || listens(*current_)) {
       return;
     }
     out_.note(
-        fmt::format("process {} has given its listeners away: starting another", current_->pid()));
+        fmt::format("process {} has passed its listeners on: starting another", current_->pid()));
     const auto fresh = start(nullptr);
     const Done ok = fresh ? until_ready(*fresh, nullptr) : Done{tl::unexpected(fresh.error())};
     if (!ok) {
@@ -537,7 +536,7 @@ class Restarter final : public LookingAfter {
       out_.failure(ok.error());
       return;
     }
-    // the old one has connections and nobody it could be told to end by
+    // the old one has connections, but no admin interface to end them by
     leaving_.push_back({current_->child, after(options_.drain_timeout), false, true});
     event("replaced", {{"old", current_->pid()}, {"pid", fresh->pid()}});
     current_ = *fresh;
@@ -596,12 +595,12 @@ class Restarter final : public LookingAfter {
   unsigned started_ = 0;
   bool reload_ = false;
   bool waits_for_parent_ = false;
-  bool no_hot_restart_ = false;  ///< one has failed: the base id is of no use any more
+  bool no_hot_restart_ = false;  ///< one has failed: the base id is unusable
 };
 
 // --- the command line ---
 
-/// restarter --post ADDRESS: what a drain runs when the listeners are empty.
+/// restarter --post ADDRESS: the drain runs it when the listeners are empty.
 int post_drain(const std::string& address) {
   const auto at = parse_address(address);
   const bool done = at && ask_admin(*at, "POST", "/drain_listeners?graceful&skip_exit") == 200;
@@ -610,7 +609,7 @@ int post_drain(const std::string& address) {
 
 int main_of(int argc, char** argv) try {
   fill_standard_descriptors();
-  CLI::App app("runs Envoy; SIGHUP replaces it without losing a connection", "restarter");
+  CLI::App app("Run Envoy; SIGHUP replaces it without losing a connection.", "restarter");
   Options options;
   Output out;
   std::string post;
@@ -624,12 +623,13 @@ int main_of(int argc, char** argv) try {
         ->type_name("SECONDS")
         ->check(CLI::Range(0.0, 1e7));
   };
-  seconds("--ready-timeout", options.ready_timeout, "how long a new Envoy may take (30)");
+  seconds("--ready-timeout", options.ready_timeout,
+          "how long a new Envoy may take to get ready (30)");
   seconds("--drain-timeout", options.drain_timeout,
-          "how long the connections of the old one may, side by side (900)");
+          "side by side: how long the old one's connections may last (900)");
   seconds("--stop-timeout", options.stop_timeout, "SIGKILL this long after SIGTERM (90)");
   app.add_flag("--json", out.json, "print events as JSON");
-  app.add_option("--post", post, "only ask the Envoy with this admin address to drain")
+  app.add_option("--post", post, "only tell the Envoy with this admin address to drain")
       ->type_name("ADDR:PORT");
   app.add_option("command", options.command,
                  "Envoy, or a script that ends with: exec envoy ... \"$@\"")

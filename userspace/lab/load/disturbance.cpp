@@ -30,7 +30,7 @@ std::string disturbance(const RunRecord& run, const LoadResult& load,
   std::string why;
   const auto say = [&why](const std::string& text) { why += (why.empty() ? "" : ", ") + text; };
   if (const auto late = load.late.quantile(0.99); late > limits.late_p99_ns) {
-    say(fmt::format("one connection in a hundred was begun {:.0f} ms late or later", to_ms(late)));
+    say(fmt::format("one connection in a hundred began {:.0f} ms late or later", to_ms(late)));
   }
   if (load.longest_stall_ns > limits.stall_ns) {
     say(fmt::format("the load generator stood still for {:.1f} s",

@@ -8,7 +8,7 @@
 
 namespace lab {
 
-/// What can tell, looked at before and after a run, that the machine was not the run's own.
+/// State of the machine, read before and after a run, that reveals a disturbance.
 struct MachineSample {
   std::int64_t monotonic_ns = 0;
   std::int64_t suspended_ns = 0;  ///< CLOCK_BOOTTIME ahead of CLOCK_MONOTONIC
@@ -19,26 +19,26 @@ struct MachineSample {
 
 MachineSample sample_machine();
 
-/// From where on a run is disturbed. Each is far above what a busy machine that keeps up shows, and
-/// far below what costs a connection that nothing else would have cost.
+/// Limits beyond which a run is disturbed. Each is far above what a busy machine shows that keeps
+/// up, and far below what would cost a connection by itself.
 struct DisturbanceLimits {
-  std::int64_t late_p99_ns = 100 * one_ms;  ///< one connection in a hundred begun so late
-  std::int64_t stall_ns = one_second;       ///< the clients' thread once did nothing for so long
-  double overrun = 2;                       ///< times the planned duration, drains not counted
+  std::int64_t late_p99_ns = 100 * one_ms;  ///< one connection in a hundred began this late
+  std::int64_t stall_ns = one_second;       ///< the clients' thread once stalled for this long
+  double overrun = 2;                       ///< times the planned duration, not counting drains
   std::int64_t clock_step_ns = 500 * one_ms;
   double steal = 0.10;  ///< of all CPU time
 };
 
-/// One run: what its clients and the machine say about it.
+/// One run, as its clients and the machine saw it.
 struct RunRecord {
   std::int64_t planned_ns = 0;  ///< 0: it has no planned duration
-  std::int64_t elapsed_ns = 0;  ///< without the drains, which take the time their method needs
+  std::int64_t elapsed_ns = 0;  ///< without the drains, which take as long as their method needs
   MachineSample before;
   MachineSample after;
 };
 
-/// Why the losses and latencies of a run cannot be booked to the method: in words, or empty when
-/// nothing disturbed it. Pure, so that a jump of the clock can be tested without one.
+/// Why the losses and latencies of a run cannot be attributed to the method; empty if nothing
+/// disturbed it. Pure, so that a clock jump can be tested without one.
 std::string disturbance(const RunRecord& run, const LoadResult& load,
                         const DisturbanceLimits& limits);
 

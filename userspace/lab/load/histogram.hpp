@@ -32,8 +32,9 @@ class Histogram {
   [[nodiscard]] std::uint64_t count() const { return count_; }
   /// The largest sample in ns, exact; 0 when empty.
   [[nodiscard]] std::int64_t max() const { return max_; }
-  /// The smallest bucket bound which at least `q` of the samples do not exceed, in ns, never above
-  /// max(). @param q in (0, 1]. 0 when empty.
+  /// The smallest bucket bound that at least `q` of the samples do not exceed, in ns, at most
+  /// max().
+  /// @param q in (0, 1]. 0 when empty.
   [[nodiscard]] std::int64_t quantile(double q) const {
     const auto wanted = std::max<std::uint64_t>(
         1, static_cast<std::uint64_t>(std::ceil(q * static_cast<double>(count_))));

@@ -71,7 +71,7 @@ Result<Link> Link::make(const LinkSpec& spec, LinkDevice device, std::uint64_t s
     }
     *end = std::move(*made);
   }
-  // A client that opens tens of thousands of connections to one address needs its ports back soon.
+  // A client that opens tens of thousands of connections to one address must reuse its ports soon.
   auto done = set_sysctl(link.client_ns(), "net/ipv4/ip_local_port_range", "1024 65535");
   if (done) {
     done = set_sysctl(link.client_ns(), "net/ipv4/tcp_tw_reuse", "1");
@@ -91,7 +91,7 @@ Result<Link> Link::make(const LinkSpec& spec, LinkDevice device, std::uint64_t s
   return link;
 }
 
-/// The neighbours are permanent, so that no address resolution disturbs a measurement.
+/// Permanent neighbours, so that no address resolution disturbs a measurement.
 Result<void> Link::make_veth() const {
   auto done = run_tool({"ip", "-batch", "-"},
                        "link add lab0 address 02:00:00:00:00:01 type veth"
@@ -107,7 +107,7 @@ Result<void> Link::make_veth() const {
                     "neighbour add 10.77.0.1 lladdr 02:00:00:00:00:01 dev lab0\n",
                     server_ns());
   }
-  // The limit, in packets, is never the reason for a loss here.
+  // The limit, in packets, is too high to cause losses.
   const auto netem =
       fmt::format("qdisc add dev lab0 root handle 1: netem limit 200000 delay {}us loss {:f}%\n",
                   spec_.rtt_ns / 2000, spec_.loss * 100);

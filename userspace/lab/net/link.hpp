@@ -13,7 +13,7 @@ namespace lab {
 /// Link between clients and server.
 struct LinkSpec {
   std::int64_t rtt_ns = 0;  ///< round trip; 0 with loss 0 is plain loopback in one namespace
-  double loss = 0;          ///< 0 to 1, each way
+  double loss = 0;          ///< 0 to 1, in each direction
 
   [[nodiscard]] bool loopback() const { return rtt_ns == 0 && loss == 0; }
   [[nodiscard]] std::string name() const;
@@ -22,11 +22,11 @@ struct LinkSpec {
 /// `loopback`, or `RTT` in ms with an optional `/LOSS` in percent: `20`, `20ms`, `100ms/1%`.
 Result<LinkSpec> parse_link(const std::string& text);
 
-/// What the two ends of a link are: a veth pair with netem(8), or, where the kernel lacks that, two
-/// TUN devices with a Relay between them.
+/// The two ends of a link: a veth pair with netem(8) or, if the kernel lacks that, two TUN devices
+/// with a Relay between them.
 enum class LinkDevice : std::uint8_t { automatic, veth, tun };
 
-/// Two namespaces and the link between them; everything goes with the object.
+/// Two namespaces and the link between them; the destructor removes everything.
 ///
 ///     [ clients  10.77.0.1 ]--- delay, loss each way ---[ 10.77.0.2  servers ]
 class Link {
@@ -42,7 +42,7 @@ class Link {
   }
   /// The device through which the clients' packets leave, in the clients' namespace.
   [[nodiscard]] const char* client_device() const { return spec_.loopback() ? "lo" : device_name; }
-  /// The delay on that device is a netem qdisc with handle 1:, below which others may hang.
+  /// The delay on that device is a netem qdisc with handle 1:; others may be attached below it.
   [[nodiscard]] bool has_netem() const { return !spec_.loopback() && !relay_; }
   [[nodiscard]] std::int64_t rtt_ns() const { return spec_.rtt_ns; }
   /// `lo`, `veth` or `tun`.

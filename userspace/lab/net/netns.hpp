@@ -7,9 +7,9 @@
 
 namespace lab {
 
-/// A new network namespace with `lo` up. It has no name: it goes, and every device in it, when the
-/// last fd and the last process in it are gone, so that not even SIGKILL leaves anything behind.
-/// Needs CAP_SYS_ADMIN. (namespaces(7), network_namespaces(7))
+/// A new network namespace with `lo` up. It has no name: it vanishes, with every device in it, when
+/// the last fd and the last process in it are gone, so that not even SIGKILL leaves anything
+/// behind. Needs CAP_SYS_ADMIN. (namespaces(7), network_namespaces(7))
 Result<Fd> make_namespace();
 
 /// Moves the calling thread into a namespace for its own lifetime. Other threads stay where they

@@ -12,10 +12,11 @@
 namespace lab {
 
 /// A link with delay and loss for kernels without netem: two TUN devices, one in each namespace,
-/// and a thread which carries packets between them. Same delay each way, no reordering.
+/// and a thread that carries packets between them. Same delay in each direction, no reordering.
 class Relay {
  public:
-  /// Makes device `name` in both namespaces and starts the thread. @param loss 0 to 1, each way.
+  /// Makes device `name` in both namespaces and starts the thread. @param loss 0 to 1, each
+  /// direction.
   static Result<std::unique_ptr<Relay>> start(const std::string& name, int ns_a, int ns_b,
                                               std::int64_t delay_ns, double loss,
                                               std::uint64_t seed);

@@ -50,7 +50,7 @@ Result<void> plot(const std::string& json_path, const std::string& svg_path) {
   if (json["totals"].empty()) {
     return error("nothing was measured, so there is nothing to draw");
   }
-  // A name that needs quoting would be gnuplot's to read.
+  // gnuplot would interpret a name that needs quoting.
   if (svg_path.find_first_of("'\n") != std::string::npos) {
     return error(fmt::format("{}: choose a name without quotes", svg_path));
   }

@@ -11,7 +11,7 @@
 namespace lab {
 namespace {
 
-/// What can be added up over files; latencies cannot, a file has quantiles only.
+/// What can be added up over files. Latencies cannot: a file has only quantiles.
 constexpr std::array counted{"restarts",  "connections", "refused",         "reset",
                              "timed_out", "unanswered",  "garbled",         "lost",
                              "left",      "cut_short",   "wrong_generation"};

@@ -25,7 +25,7 @@ class Churn {
   Result<void> run() {
     auto ready = control_.send({{"event", "ready"}});
     while (ready) {
-      // Modes change in bursts, so that asking for orders does not slow the churn down.
+      // Modes change in bursts, so that polling for commands does not slow the churn down.
       for (int i = 0; i < 64; ++i) {
         if (auto done = change(sockets_.at(random_() % members)); !done) {
           return done;
@@ -76,7 +76,7 @@ class Churn {
     return {};
   }
 
-  /// Counts what came, although nothing should.
+  /// Counts connections that arrived although none should.
   void leave(Fd& socket) {
     if (!socket) {
       return;

@@ -13,8 +13,8 @@
 
 namespace lab {
 
-/// One end of a SOCK_SEQPACKET pair between the lab and a server process: one JSON object a
-/// message, with file descriptors where a method hands sockets over (SCM_RIGHTS, unix(7)).
+/// One end of a SOCK_SEQPACKET pair between the lab and a server process: one JSON object per
+/// message, with file descriptors if a method passes sockets (SCM_RIGHTS, unix(7)).
 ///
 /// Lab to server:   {"do": "drain"}
 /// Server to lab:   {"event": "ready"} · {"event": "failed", "why": text}
@@ -35,8 +35,8 @@ class Control {
   [[nodiscard]] int fd() const { return fd_.get(); }
   [[nodiscard]] Result<void> send(const nlohmann::json& json,
                                   const std::vector<int>& fds = {}) const;
-  /// The next message; nothing when none came by `deadline_ns` (CLOCK_MONOTONIC); an error when the
-  /// other end is gone.
+  /// The next message; empty if none came by `deadline_ns` (CLOCK_MONOTONIC); an error if the other
+  /// end is gone.
   [[nodiscard]] Result<std::optional<Message>> receive(std::int64_t deadline_ns) const;
 
  private:
@@ -51,15 +51,15 @@ struct Control::Pair {
 /// The command line of a server process.
 std::vector<std::string> server_arguments(const ServerOptions& options);
 
-/// A server process as the lab holds it. Destroying it kills the process if it is still there.
+/// A server process, held by the lab. Destroying it kills the process if it is still there.
 class Generation {
  public:
-  /// Starts this program anew (exec) as a server in the network namespace `ns`; returns at once.
+  /// Starts (exec) a server in the network namespace `ns`; returns at once.
   /// @param role the hidden subcommand: `server`, `churn` or `socket-server`
   /// @param cgroup as ChildSpec::cgroup
   static Result<Generation> spawn(ServerOptions options, int ns, const char* role = "server",
                                   int cgroup = -1);
-  /// One that a socket server started; its process is a child of that.
+  /// For a server that the socket server has started; the process is its child.
   Generation(std::uint32_t number, Control control)
       : number_(number), control_(std::move(control)) {}
 
@@ -76,7 +76,7 @@ class Generation {
   [[nodiscard]] pid_t pid() const { return child_.pid(); }
   /// True once the process has ended and was reaped.
   bool gone() { return child_.gone(); }
-  /// It said its last word: nothing more is read from it.
+  /// It has sent its last message: nothing more is read from it.
   void said_bye() { done_ = true; }
   [[nodiscard]] bool done() const { return done_; }
 

@@ -10,7 +10,7 @@ namespace {
 
 Result<void> start_one(const Control::Message& order, const std::vector<int>& sockets) {
   if (order.fds.size() != 1 || !order.json.contains("arguments")) {
-    return error("socket server: an order without arguments or control descriptor");
+    return error("socket server: a command without arguments or control descriptor");
   }
   ChildSpec spec;
   for (const auto& word : order.json["arguments"]) {
@@ -55,7 +55,7 @@ Result<void> hold_sockets(const ServerOptions& options, const Control& control) 
 
 int run_socket_server(const ServerOptions& options) {
   std::signal(SIGINT, SIG_IGN);
-  std::signal(SIGCHLD, SIG_IGN);  // the servers are reaped by the kernel
+  std::signal(SIGCHLD, SIG_IGN);  // the kernel reaps the servers
   const Control control{Fd{options.control_fd}};
   if (auto done = hold_sockets(options, control); !done) {
     static_cast<void>(control.send({{"event", "failed"}, {"why", done.error().text}}));

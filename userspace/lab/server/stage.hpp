@@ -11,8 +11,8 @@
 
 namespace lab {
 
-/// What a method needs around the two generations: sysctls, qdiscs, other processes. This one needs
-/// nothing; the others are in stage.cpp.
+/// What a method needs besides the two generations: sysctls, qdiscs, other processes. This one
+/// needs nothing; the others are in stage.cpp.
 class Stage {
  public:
   static std::unique_ptr<Stage> make(RestartMethod method);
@@ -24,14 +24,14 @@ class Stage {
   Stage& operator=(Stage&&) = delete;
   virtual ~Stage() = default;
 
-  /// Before the first generation. May change the options all generations are started with.
+  /// Before the first generation. May change the options with which all generations are started.
   virtual Result<void> prepare(const Link& /*link*/, ServerOptions& /*options*/) { return {}; }
   virtual Result<Generation> start(const ServerOptions& options, const Link& link) {
     return Generation::spawn(options, link.server_ns());
   }
   /// Once the first generation is ready.
   virtual Result<void> open(const Link& /*link*/) { return {}; }
-  /// Around the old generation's drain; both count in the time from drain to may close.
+  /// Before and after the old generation's drain; both count in the time from drain to may close.
   virtual Result<void> before_drain() { return {}; }
   virtual Result<void> after_drain() { return {}; }
 };
