@@ -335,7 +335,7 @@ TEST_P(EnvoyFaultTest, the_old_one_serves_on) {
   ASSERT_TRUE(restarted.is_object()) << "the next one works: " << r.peek().err;
   EXPECT_EQ(restarted["how"], "side by side");
   EXPECT_EQ(restarted["drain"]["drained"], true) << restarted;
-  EXPECT_EQ(r.peek().err.find("not asked to end them") != std::string::npos, hot);
+  EXPECT_EQ(r.peek().err.find("without telling it to end them") != std::string::npos, hot);
   EXPECT_TRUE(saw(r, "old_ended").is_object());
   expect_lossless(load, kept);
   EXPECT_EQ(get(), pid_in(restarted));
@@ -393,7 +393,7 @@ TEST_F(EnvoyTest, a_hot_restart_waits_for_the_parent_of_the_last_one) {
   std::this_thread::sleep_for(1100ms);
   r.signal(SIGHUP);
   EXPECT_TRUE(test::eventually(
-      [&] { return r.peek().err.find("waits until the parent") != std::string::npos; }));
+      [&] { return r.peek().err.find("waiting for the parent") != std::string::npos; }));
   EXPECT_TRUE(alive(first));
   EXPECT_EQ(request(client.get()).pid, first) << "not cut by the second restart";
   EXPECT_EQ(saw(r, "restarted", 2)["epoch"], 2) << r.peek().err;
