@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The C functions: sizes of structs, null pointers, no memory, errno; what a drain does is asked in
-// drain_test and through the same functions.
+// The C functions: struct sizes, null pointers, out of memory, errno. drain_test tests what a drain
+// does, through the same functions.
 #include <poll.h>
 
 #include <array>
@@ -17,7 +17,7 @@
 
 namespace {
 
-// How many allocations succeed before memory is short; -1: all.
+// The number of allocations that succeed before memory runs out; -1: all.
 int allocations_left = -1;
 
 bool is_short() {
@@ -26,7 +26,7 @@ bool is_short() {
 
 }  // namespace
 
-// The linker puts these in the library's way (-Wl,--wrap).
+// The linker makes the library call these (-Wl,--wrap).
 // NOLINTBEGIN(bugprone-reserved-identifier,readability-identifier-naming)
 extern "C" {
 void* __real_malloc(std::size_t size);
@@ -43,7 +43,7 @@ void* __wrap_reallocarray(void* old, std::size_t count, std::size_t size) {
 namespace reuseport {
 namespace {
 
-// A struct with more behind it than this library knows.
+// A struct with more members than this library knows.
 template <typename T>
 struct Longer {
   T known{};

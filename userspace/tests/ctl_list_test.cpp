@@ -81,7 +81,7 @@ TEST_F(CtlTest, show_tells_more) {
   const json all = ran.doc()["listeners"];
   for (const json& one : all) {
     EXPECT_EQ(one["reuseport"], true);
-    // null where it cannot be seen: a patched kernel built without BTF
+    // null if it cannot be read: a patched kernel built without BTF
     EXPECT_TRUE(one["bpf_program"] == json({{"attached", false}}) ||
                 (test::expect_supported() && one["bpf_program"].is_null()));
     EXPECT_EQ(one["half_open_at_address"], 0);
@@ -132,7 +132,7 @@ TEST_F(CtlTest, show_without_a_selection_shows_all) {
 }
 
 TEST_F(CtlTest, text_of_other_processes_is_made_visible) {
-  // C0, a C1 in UTF-8, a byte that is no UTF-8, and letters that are
+  // C0, a C1 in UTF-8, a byte that is not UTF-8, and letters that are
   const std::string name = "\x1b[31m\xc2\x9b\xff\xc3\xa4";
   const Running holder({"never run"}, [&] {
     const Fd listener = test::open_listener(address("127.0.0.1", port_));
@@ -198,8 +198,8 @@ TEST_F(StockCtl, list_of_20000_takes_at_most_twice_the_time_of_ss) {
   auto diag = SockDiag::open();
   ASSERT_TRUE(
       test::eventually([&] { return diag->listeners(Protocol::tcp)->size() == 20000U; }, 60s));
-  // Processor time, which a busy machine does not blur much; the least of several turns, taken
-  // alternately, and a busy machine gets more of them.
+  // CPU time, on which a busy machine has little effect; the minimum of several runs, taken
+  // alternately. A busy machine gets more of them.
   const auto used = [] {
     rusage u{};
     ::getrusage(RUSAGE_CHILDREN, &u);

@@ -19,9 +19,9 @@ namespace {
 
 using namespace test::ctl;
 
-/// The tool, run step by step. A step is the entry to a system call that can change what others
-/// see, or the return from it: a mode, BPF, a descriptor of a socket or of BPF that comes or goes;
-/// up to the signal it sends.
+/// The tool, run step by step. A step is the entry to, or the return from, a system call that
+/// others can notice: a mode, BPF, a descriptor of a socket or of BPF that is opened or closed; up
+/// to the signal it sends.
 class Stepped {
  public:
   explicit Stepped(std::vector<std::string> args) {
@@ -51,7 +51,7 @@ class Stepped {
   Stepped& operator=(Stepped&&) = delete;
   ~Stepped() { kill(); }
 
-  /// Runs to its step @p nth, from 0; it is stopped there. False: it has fewer.
+  /// Runs to step @p nth, from 0, and stops there. False: it has fewer.
   bool run_to(int nth) {
     for (int step = -1; step < nth;) {
       const auto call = next();
@@ -74,7 +74,7 @@ class Stepped {
       pid_ = -1;
     }
   }
-  /// Where it is stopped, to be told.
+  /// Where it is stopped, for messages.
   [[nodiscard]] std::string where() const {
     return (entering_ ? "before call " : "after call ") + std::to_string(number_);
   }
@@ -82,11 +82,11 @@ class Stepped {
  private:
   using Call = __ptrace_syscall_info;
 
-  /// The calls that can be steps: of the thousands that a program makes while it starts, few.
+  /// The calls that can be steps: few of the thousands that a program makes while it starts.
   static constexpr std::array traced{SYS_setsockopt, SYS_bpf, SYS_pidfd_getfd,
                                      SYS_pidfd_send_signal, SYS_close};
 
-  /// In the child: the tracer is asked at the calls traced alone.
+  /// In the child: stops only at the traced calls.
   static void trace_some() {
     constexpr auto size = traced.size();
     std::array<sock_filter, size + 3> program{};
@@ -136,7 +136,7 @@ class Stepped {
       default: return false;
     }
   }
-  /// Its next entry to such a call, or the return from the one it is in; none: it has ended.
+  /// The next entry to such a call, or the return from the current one; empty: it has ended.
   std::optional<Call> next() {
     constexpr int syscall_stop = SIGTRAP | 0x80;  // PTRACE_O_TRACESYSGOOD
     constexpr int seccomp_stop = SIGTRAP | (PTRACE_EVENT_SECCOMP << 8);
@@ -172,7 +172,7 @@ class Stepped {
 
 class StepsTest : public CtlTest {
  protected:
-  /// Clients are answered by @p old or, where it is there, by @p fresh; never by nobody.
+  /// Clients are always answered, by @p old or, if it is there, by @p fresh.
   void expect_served(const Running& old, const Running& fresh, const std::string& when) const {
     for (int i = 0; i < 6; i++) {
       int error = 0;
@@ -194,7 +194,7 @@ TEST_F(StepsTest, a_drain_stopped_or_killed_at_any_call_leaves_listeners_that_se
       break;
     }
     const std::string at = "step " + std::to_string(steps) + ", " + drain.where();
-    // in turn: what holds after a call holds before the next one
+    // alternately: what holds after a call holds before the next one
     if (steps % 2 == 0) {
       expect_served(old, fresh, at + ", stopped");
       fresh.kill(SIGKILL);

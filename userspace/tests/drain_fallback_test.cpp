@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a drain does where the option is missing. Runs on every kernel: where the option exists, a
-// seccomp filter in a child takes it away.
+// What a drain does without the option. Runs on every kernel: if the option exists, a seccomp
+// filter in a child hides it.
 #include <sys/resource.h>
 
 #include <vector>
@@ -193,7 +193,8 @@ TEST_F(DrainFallback, shut_down_in_between_is_no_success_and_no_endless_loop) {
   });
 }
 
-// Short of descriptors the probe cannot ask. That passes, and is no reason to sweep.
+// Without a free descriptor the probe cannot query the kernel. That is temporary, and no reason to
+// sweep.
 TEST_F(DrainFallback, a_probe_that_cannot_ask_is_asked_again) {
   test::without_option([] {
     Fd listener = test::open_listener(test::address("127.0.0.1"));

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The drain with SO_REUSEPORT_LISTEN_OFF, of the kernel or by BPF.
+// The drain with SO_REUSEPORT_LISTEN_OFF, by the kernel or by BPF.
 #include <fcntl.h>
 #include <netinet/tcp.h>
 
@@ -34,7 +34,7 @@ constexpr Kind kinds[] = {
     {"mptcp4", "127.0.0.1", "127.0.0.1", IPPROTO_MPTCP},
 };
 
-// An old listener, which a drain takes, and beside it a newcomer where a test wants one.
+// An old listener, which a drain takes, and a newcomer beside it if a test needs one.
 class OptionDrain : public test::NetNsTest, public ::testing::WithParamInterface<Kind> {
  protected:
   void SetUp() override {
@@ -58,8 +58,8 @@ class OptionDrain : public test::NetNsTest, public ::testing::WithParamInterface
     }
   }
 
-  // A client whose request stays half-open at the listener until finish_half_open(): what arrives
-  // is not handed over before there is data (tcp(7)).
+  // A client whose request stays half-open at the listener until finish_half_open(): with
+  // TCP_DEFER_ACCEPT the connection is not accepted before there is data (tcp(7)).
   void connect_half_open() {
     const int wait_seconds = 30;
     ASSERT_EQ(::setsockopt(fd_, IPPROTO_TCP, TCP_DEFER_ACCEPT, &wait_seconds, sizeof(int)), 0);
@@ -74,7 +74,7 @@ class OptionDrain : public test::NetNsTest, public ::testing::WithParamInterface
     return drain;
   }
 
-  // Steps and accepts until the drain is done, or does not get on.
+  // Steps and accepts until the drain is done, or makes no progress.
   static int accepted_until_done(Drain& drain) {
     int accepted = 0;
     const bool done = test::eventually([&] {
@@ -161,7 +161,7 @@ TEST_P(OptionDrain, deadline_can_undo) {
   EXPECT_TRUE(test::accept_one(fd_, seconds(5)));
 }
 
-// BPF cannot tell the kernel whom to migrate to.
+// BPF cannot tell the kernel which listener to migrate to.
 TEST_P(OptionDrain, late_ones_migrate_where_that_is_on) {
   ASSERT_TRUE(test::set_sysctl("net.ipv4.tcp_migrate_req", "1"));
   connect_half_open();
@@ -176,7 +176,7 @@ TEST_P(OptionDrain, late_ones_migrate_where_that_is_on) {
   EXPECT_TRUE(by_bpf || test::accept_one(newcomer.get(), seconds(5))) << "reported as migrated";
 }
 
-// The newcomer dies while a handshake is waited for: who was to go serves again, as if never asked.
+// The newcomer dies while the drain waits for a handshake: the old listener serves again as before.
 TEST_P(OptionDrain, the_old_one_serves_again_when_the_newcomer_dies) {
   connect_half_open();
   Fd newcomer = open(port_);
@@ -206,8 +206,8 @@ TEST_P(OptionDrain, last_on_is_refused) {
   EXPECT_EQ(accepted_until_done(drain), 0);
 }
 
-// Asked for after listen(), SO_REUSEPORT makes no group. Others in the group whose id is 0, as here
-// where no other group lives, do not serve its address.
+// SO_REUSEPORT set after listen() makes no group. Members of the group whose id is 0, as here where
+// there is no other group, do not serve its address.
 TEST_P(OptionDrain, last_on_is_refused_where_one_has_no_group) {
   const Fd stays[] = {open(port_), open(port_)};
   const test::Address free = test::address(GetParam().listen, 0);
@@ -332,7 +332,7 @@ TEST_P(OptionDrainUdp, datagrams_are_read_to_the_last) {
   Fd old = test::open_listener(test::address(GetParam()), SOCK_DGRAM);
   const test::Address at = test::local_address(old.get());
   const Fd client = test::open_client(at, SOCK_DGRAM);
-  // Each is waited for: one still under way when the newcomer comes may be the newcomer's.
+  // Wait for each: one still in flight when the newcomer comes may reach the newcomer.
   const auto queued = [&] { return get_info(old.get())->queued; };
   ASSERT_EQ(::send(client.get(), "x", 1, 0), 1);
   ASSERT_TRUE(test::eventually([&] { return queued() > 0; }));

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The drain's rules, on any kernel: the option is played by a table, the listeners are real.
+// The drain's rules, on any kernel: a table simulates the option, the listeners are real.
 #include <fcntl.h>
 #include <sched.h>
 #include <sys/prctl.h>
@@ -18,7 +18,7 @@ namespace {
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 
-// What the kernel would say of each listener, and what it was told.
+// What the kernel would report for each listener, and the modes that were set.
 struct Provider {
   std::map<int, Info> infos;
   std::vector<std::pair<int, Mode>> set;
@@ -73,7 +73,7 @@ class DrainRules : public test::NetNsTest {
     EXPECT_TRUE(drain.add(std::move(old_)));
     return drain;
   }
-  /// Started: the old one is drained, @p other has something in its queue.
+  /// A started drain: the old one is drained, @p other has something in its queue.
   Drain drain_of_two(int& other) {
     Fd second = test::open_listener(at_);
     other = second.get();
@@ -104,7 +104,7 @@ class DrainRules : public test::NetNsTest {
   Fd newcomer_;
 };
 
-// The number of a group is one of its namespace: each of these has a newcomer of its own.
+// Group numbers are per namespace: each of these has its own newcomer.
 TEST_F(DrainRules, groups_of_two_namespaces_are_two) {
   ASSERT_EQ(::unshare(CLONE_NEWNET), 0);
   Fd elsewhere = test::open_listener(test::address("0.0.0.0"));
@@ -114,7 +114,7 @@ TEST_F(DrainRules, groups_of_two_namespaces_are_two) {
   EXPECT_TRUE(drain.start());
 }
 
-// ---- Nothing is claimed that was not seen ----
+// ---- The report claims nothing that was not seen ----
 
 TEST_F(DrainRules, what_was_not_started_is_no_success) {
   Drain drain = drain_of_old();
@@ -315,7 +315,7 @@ TEST_F(DrainRules, a_newcomer_that_dies_gives_the_modes_back) {
   EXPECT_TRUE(test::is_open(fd_));
 }
 
-// The look before close() is what counts, not the one that said "drained" first.
+// The check right before close() counts, not the first one that said "drained".
 TEST_F(DrainRules, a_newcomer_that_dies_while_others_are_waited_for) {
   int other = -1;
   Drain drain = drain_of_two(other);
@@ -374,7 +374,7 @@ TEST_F(DrainRules, leave_stands_by_where_somebody_is_and_goes_off_with_him) {
   EXPECT_EQ(ended(drain).outcome, Outcome::drained);
 }
 
-// ---- Obstacles ----
+// ---- Temporary errors ----
 
 TEST_F(DrainRules, a_passing_obstacle_is_waited_for_and_no_reason_to_fall_back) {
   for (const Policy policy : {Policy::prefer, Policy::require}) {
@@ -509,11 +509,11 @@ TEST_F(DrainRules, no_time_is_one_look) {
   EXPECT_TRUE(drain.report().timed_out);
 }
 
-// ---- Who owns what ----
+// ---- Ownership ----
 
 class DrainInput : public test::NetNsTest {
  protected:
-  // The error, and the descriptor is still the caller's.
+  // An error, and the caller still owns the descriptor.
   static int add_error(int number) {
     Fd fd(number < 0 ? number : ::dup(number));
     const int mine = fd.get();
@@ -643,7 +643,7 @@ TEST_F(DrainRules, who_cannot_accept_is_never_asked_to_and_never_falls_back) {
 
 class DrainShared : public DrainRules {
  protected:
-  // Starts a drain that looks through /proc by itself: its errno.
+  // Starts a drain that scans /proc itself; returns its errno.
   int start_error() {
     DrainOptions options = provider_.options();
     options.is_shared = {};
@@ -687,7 +687,7 @@ TEST_F(DrainShared, another_holder_is_found) {
   EXPECT_EQ(start_error(), 0);
 }
 
-// A worker that gave up its rights must not look into its master, who holds the listener, too.
+// A worker that gave up its privileges may not inspect its master, which holds the listener too.
 TEST_F(DrainShared, who_may_not_be_looked_into_counts_if_it_is_an_ancestor) {
   if (::geteuid() != 0) {
     GTEST_SKIP() << "needs root to become somebody else";
@@ -708,7 +708,7 @@ TEST_F(DrainShared, strangers_who_may_not_be_looked_into_are_passed_over) {
   ASSERT_EQ(::pipe2(ends, O_CLOEXEC), 0);
   const Fd reader(ends[0]);
   Fd writer(ends[1]);
-  // This process is a stranger to an orphan in a session of its own.
+  // This process is not related to an orphan in another session.
   EXPECT_TRUE(test::in_child([&] {
     const pid_t parent = ::getpid();
     if (::fork() == 0) {

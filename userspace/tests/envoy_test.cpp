@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Envoy's restarts: examples/envoy/restarter and the recipe by hand, with the stand-in of
-// support/envoy.cpp in Envoy's place.
+// Envoy's restarts: examples/envoy/restarter and the recipe by hand, with the stand-in
+// support/envoy.cpp instead of Envoy.
 #include <sys/stat.h>
 
 #include <cstdlib>
@@ -81,7 +81,7 @@ class EnvoyTest : public CtlTest {
     }
   }
 
-  /// A new Envoy in place of what was installed.
+  /// Installs a new Envoy.
   void install(const std::string& build) const {
     const std::string next = dir_ + "/envoy.new";
     std::filesystem::copy_file(build_file("support/envoy"), next);
@@ -109,7 +109,7 @@ class EnvoyTest : public CtlTest {
                    {"RUNTIME_DIRECTORY=" + dir_});
   }
 
-  /// The facts of the @p nth event of this name; null where it has not come within a minute.
+  /// The facts of the @p nth event of this name; null if it has not come within a minute.
   static json saw(Running& r, const std::string& name, int nth = 1) {
     json found;
     (void)test::eventually(
@@ -140,13 +140,13 @@ class EnvoyTest : public CtlTest {
     return "";
   }
 
-  /// The pid that answers a new connection; 0 where none does.
+  /// The pid that answers a new connection; 0 if none does.
   [[nodiscard]] pid_t get() const {
     const Fd client = test::open_client(address("127.0.0.1", port_));
     return test::connect_result(client.get()) == 0 ? request(client.get()).pid : 0;
   }
-  /// Clients that keep their connections, and leave them when the server says so. A connection that
-  /// ends in another way was cut.
+  /// Clients that keep their connections and close them when the server asks for it. A connection
+  /// that ends in another way was cut.
   [[nodiscard]] std::function<bool()> keeps() const {
     const auto client = std::make_shared<Fd>();
     return [this, client] {
@@ -172,8 +172,7 @@ class EnvoyTest : public CtlTest {
   static bool ends(pid_t pid) {
     return test::eventually([&] { return !alive(pid); });
   }
-  /// Requests on one connection, every one answered by @p server, until that says that it will
-  /// close.
+  /// Requests on one connection, all answered by @p server, until it announces that it will close.
   static bool answers_until_it_is_asked_to_leave(const Fd& client, pid_t server) {
     Answer last;
     (void)test::eventually(
@@ -297,7 +296,7 @@ TEST_F(EnvoyTest, a_connection_that_stays_is_cut_at_the_limit_and_told) {
   EXPECT_NE(r.peek().err.find("1 connection"), std::string::npos) << r.peek().err;
 }
 
-/// What a newcomer does wrong, and how that is told.
+/// What a newcomer does wrong, and the expected message.
 struct Fault {
   const char* name;
   const char* build;
@@ -326,7 +325,7 @@ TEST_P(EnvoyFaultTest, the_old_one_serves_on) {
   EXPECT_TRUE(test::eventually([&] { return listeners().size() == 2; }));
   EXPECT_EQ(get(), first);
   if (hot) {
-    // its admin interface went to the child: nobody can ask it to end its connections any more
+    // its admin interface went to the child: there is no way to tell it to end its connections
     EXPECT_EQ(kept.stop()[1], 0);
   }
   install(build.substr(0, build.find(' ')));
@@ -375,7 +374,7 @@ TEST_F(EnvoyTest, a_child_that_dies_with_the_listeners_is_replaced) {
   install("11.104 dies-late");
   r.signal(SIGHUP);
   ASSERT_TRUE(saw(r, "restart_failed").is_object()) << r.peek().err;
-  // what is started instead dies late only in a hot restart
+  // the one started instead dies late only in a hot restart
   const json replaced = saw(r, "replaced");
   ASSERT_TRUE(replaced.is_object()) << r.peek().err;
   EXPECT_EQ(get(), pid_in(replaced));
@@ -440,7 +439,7 @@ TEST_F(EnvoyTest, flags_of_the_restarters_own_are_refused) {
   }
 }
 
-/// An Envoy by itself, ready.
+/// An Envoy without a restarter, ready.
 struct Alone {
   Running process;
   std::string admin;
@@ -478,7 +477,7 @@ TEST_F(EnvoyByHandTest, the_recipe_cuts_nothing) {
   EXPECT_EQ(get(), fresh.process.pid());
 }
 
-// What these recipes did before, and why it was wrong: graceful returns at once, and TERM cuts.
+// What these recipes did before, which was wrong: graceful returns at once, and TERM cuts.
 TEST_F(EnvoyByHandTest, without_waiting_it_cuts) {
   Alone old = start();
   const Fd client = connected();

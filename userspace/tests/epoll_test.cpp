@@ -27,7 +27,7 @@ class Epoll : public test::NetNsTest {
 
 class OptionEpoll : public Epoll {};
 
-// The drain beside another descriptor in one loop, as a server has it.
+// The drain and another descriptor in one loop, as in a server.
 TEST_F(Epoll, runs_inside_a_loop) {
   Fd listener = test::open_listener(test::address("127.0.0.1"));
   const int number = listener.get();

@@ -39,7 +39,7 @@ class ModeOf : public test::NetNsTest, public ::testing::WithParamInterface<Kind
   }
 };
 
-// Of the option itself: see CMakeLists.txt.
+// Tests of the option itself: see CMakeLists.txt.
 class OptionOf : public ModeOf {};
 
 INSTANTIATE_TEST_SUITE_P(Kinds, OptionOf, ::testing::ValuesIn(kinds),
@@ -64,7 +64,7 @@ TEST_P(ModeOf, mode_is_set_and_read_back_or_the_option_is_missing) {
       EXPECT_EQ(Mode{seen->mode}, mode);
     } else {
       ASSERT_FALSE(set);
-      // mptcp_setsockopt() has a list of what it knows, and this answer for the rest.
+      // mptcp_setsockopt() has a list of options, and this error for all others.
       EXPECT_EQ(set.error().errnum, mptcp ? EOPNOTSUPP : ENOPROTOOPT);
       EXPECT_EQ(set.error().call, "setsockopt(SO_REUSEPORT_LISTEN_OFF)");
       ASSERT_FALSE(seen);
@@ -100,7 +100,7 @@ TEST_P(OptionOf, settles_and_is_then_drained) {
 
 class ModeErrors : public test::NetNsTest {
  protected:
-  // What both calls answer; on a kernel without the option it is never reached.
+  // The result of both calls; never reached on a kernel without the option.
   static void expect_error(int fd, int errnum) {
     const int expected = test::expect_supported() ? errnum : ENOPROTOOPT;
     const auto set = set_mode(fd, Mode::off);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The option by BPF for a cgroup, when something goes wrong, or somebody wishes it would.
+// The option by BPF for a cgroup: failures and attacks.
 #include <bpf/bpf.h>
 #include <fcntl.h>
 #include <grp.h>
@@ -34,7 +34,7 @@ namespace {
 
 constexpr uid_t nobody = 65534;
 
-/// What of the kernel's is pinned: by id, for ids are not used again.
+/// The kernel objects that are pinned, by id: ids are not reused.
 struct Objects {
   struct Object {
     int (*next)(std::uint32_t, std::uint32_t*);
@@ -66,9 +66,9 @@ struct Objects {
       }
     }
   }
-  /// Those that are still there. They are not opened for it: a map of programs that loses its last
+  /// Those that still exist. Does not open them: a map of programs that loses its last
   /// descriptor twice in short order is never freed (prog_array_map_clear() in
-  /// kernel/bpf/arraymap.c takes a reference for work that is queued already).
+  /// kernel/bpf/arraymap.c takes a reference for work that is already queued).
   [[nodiscard]] std::string alive() const {
     std::string names;
     for (const Object& each : all) {
@@ -81,7 +81,7 @@ struct Objects {
   }
 };
 
-/// Whether it is a call that changes something outside of the process.
+/// Whether a call changes something outside of the process.
 bool changes(const __ptrace_syscall_info& call) {
   if (call.op != PTRACE_SYSCALL_INFO_ENTRY) {
     return false;
@@ -109,8 +109,8 @@ bool changes(const __ptrace_syscall_info& call) {
   }
 }
 
-/// Runs @p body in a process that is killed when it is about to change something for the
-/// @p step-th time; how many times it would have, if it came to its end before.
+/// Runs @p body in a process that is killed when it is about to change something for the @p step-th
+/// time. If it ends before, returns how many times it would have changed something.
 struct Ending {
   bool killed = false;
   bool ok = false;
@@ -147,7 +147,7 @@ Ending kill_at(int step, const std::function<bool()>& body) {
 
 class StockFault : public StockScope {
  protected:
-  /// Enabled, and it does what it is for; then disabled, and nothing is left of it.
+  /// Enables it and checks that it works; then disables it and checks that nothing is left.
   void works_and_goes(Objects& seen) {
     const Fd a = open_listener(address("127.0.0.1"));
     const Address to = local_address(a.get());
@@ -170,7 +170,7 @@ class StockFault : public StockScope {
     EXPECT_FALSE(std::filesystem::exists(pins));
     EXPECT_TRUE(eventually([&] { return seen.alive().empty(); })) << "left:" << seen.alive();
   }
-  /// Kills @p body at every step, or as many as there is time for, evenly spread.
+  /// Kills @p body at every step, or at as many as time allows, evenly spread.
   void kill_everywhere(const std::function<void()>& before, const std::function<bool()>& body) {
     using namespace std::chrono;
     const auto start = steady_clock::now();
@@ -184,7 +184,7 @@ class StockFault : public StockScope {
     constexpr std::int64_t time_for_all = 60'000;  // ms
     const int stride = static_cast<int>(whole.steps * once / time_for_all) + 1;
     int killed = 0;
-    // other ones each time
+    // different ones each time
     for (int step = ::getpid() % stride; step < whole.steps; step += stride) {
       SCOPED_TRACE("killed at step " + std::to_string(step));
       before();
@@ -217,9 +217,9 @@ TEST_F(StockFault, disable_is_killed) {
   kill_everywhere([&] { enable_here(); }, [] { return disable().has_value(); });
 }
 
-// With the pins all goes: listeners are chosen again, and it can be enabled anew.
+// Everything goes with the pins: listeners are chosen again, and it can be enabled again.
 TEST_F(StockFault, unmounted_bpffs) {
-  // this machine's own, which is below the test's: then there is none
+  // the machine's bpffs, which is below the test's: then there is none
   const auto is_bpffs = [] {
     struct statfs there {};
     return ::statfs("/sys/fs/bpf", &there) == 0 && there.f_type == 0xcafe4a11;
@@ -266,7 +266,7 @@ TEST_F(StockFault, cgroup_is_removed) {
   goes(seen);
 }
 
-// Listeners appear and close while they are taken in.
+// Listeners appear and close while they are adopted.
 TEST_F(StockFault, listeners_come_and_go) {
   const Fd stays = open_listener(address("127.0.0.1"));
   const Address to = local_address(stays.get());
@@ -295,7 +295,7 @@ TEST_F(StockFault, listeners_come_and_go) {
   stop = true;
   others.join();
   EXPECT_GT(made, 100);
-  // who has closed is forgotten: nobody is unknown, and no place stays taken
+  // closed listeners are forgotten: none is unknown, and no place stays taken
   EXPECT_EQ(set_mode(stays, REUSEPORT_LISTEN_STANDBY), 0);
   EXPECT_TRUE(
       eventually([&] { return (get_info(stays).flags & REUSEPORT_LISTEN_F_SETTLED) != 0; }));
@@ -318,7 +318,7 @@ void allow_files(rlim_t files) {
   ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &limit), 0) << std::strerror(errno);
 }
 
-/// @p n listeners, as many in a group as go in.
+/// @p n listeners, as many per group as it takes.
 void open_many(std::vector<Fd>& into, std::size_t n) {
   while (into.size() < n) {
     const std::size_t in_group = into.size() % 512;
@@ -328,7 +328,7 @@ void open_many(std::vector<Fd>& into, std::size_t n) {
   }
 }
 
-// One user fills the tables up to his bound: it is he who is refused, and nobody else.
+// One user fills the tables up to the limit per uid: only that user is refused.
 TEST_F(StockFault, full_for_one_user) {
   constexpr std::size_t bound = 16384;
   ASSERT_NO_FATAL_FAILURE(allow_files(bound + 1000));
@@ -359,7 +359,7 @@ TEST_F(StockFault, full_for_one_user) {
   }));
 }
 
-// Enabled under a server that has that many.
+// Enabled for a server that has that many.
 TEST_F(StockFault, ten_thousand_listeners) {
   constexpr std::size_t n = 10000;
   ASSERT_NO_FATAL_FAILURE(allow_files(n + 1000));
@@ -383,7 +383,7 @@ bool become_nobody() {
          ::setresuid(nobody, nobody, nobody) == 0;
 }
 
-// Somebody without privilege sees and changes nothing of others, and has the option for his own.
+// An unprivileged user sees and changes nothing of others, and has the option for own sockets.
 TEST_F(StockFault, unprivileged_is_refused) {
   enable_here();
   ASSERT_EQ(::chmod("/sys/fs/bpf", 0755), 0);  // what is ours must not rely on it
@@ -400,7 +400,7 @@ TEST_F(StockFault, unprivileged_is_refused) {
     EXPECT_EQ(::open(pins, O_RDONLY | O_DIRECTORY), -1);
     EXPECT_EQ(errno, EACCES);
     EXPECT_LT(bpf_obj_get((std::string(pins) + "/maps/members").c_str()), 0);
-    // by id neither
+    // not by id either
     for (const Objects::Object& each : seen.all) {
       EXPECT_LT(bpf_map_get_fd_by_id(each.id), 0);
       EXPECT_LT(bpf_prog_get_fd_by_id(each.id), 0);
@@ -415,7 +415,7 @@ TEST_F(StockFault, unprivileged_is_refused) {
     const int pidfd = static_cast<int>(::syscall(SYS_pidfd_open, root, 0));
     EXPECT_GE(pidfd, 0);
     EXPECT_EQ(::syscall(SYS_pidfd_getfd, pidfd, a.get(), 0), -1);
-    // the kernel itself lets him into no group of another user
+    // the kernel itself does not let a user join another user's group
     const Fd in(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
     const int one = 1;
     EXPECT_EQ(::setsockopt(in.get(), SOL_SOCKET, SO_REUSEPORT, &one, sizeof(one)), 0);
@@ -431,8 +431,8 @@ TEST_F(StockFault, unprivileged_is_refused) {
   EXPECT_EQ(get_info(b).group_on, 1U);
 }
 
-// Two users on one port, of addresses that do not overlap: neither gets what is the other's, and
-// neither is closed by the other.
+// Two users on one port, on addresses that do not overlap: neither gets the other's connections,
+// and neither is closed by the other.
 TEST_F(StockFault, two_users_on_one_port) {
   enable_here();
   struct Users {

@@ -33,7 +33,7 @@ namespace {
 
 using namespace reuseport::test;
 
-/// Connects again and again while it lives; counts what failed.
+/// Connects again and again while it lives; counts failures.
 class Clients {
  public:
   explicit Clients(const Address& to) : to_(to), thread_([this] { run(); }) {}
@@ -61,7 +61,7 @@ class Clients {
         continue;
       }
       made_++;
-      // who accepted sends a byte
+      // the server that accepted sends a byte
       pollfd answer{client.get(), POLLIN, 0};
       char byte = 0;
       if (::poll(&answer, 1, 20000) != 1 || ::recv(client.get(), &byte, 1, 0) < 0) {
@@ -76,7 +76,7 @@ class Clients {
   std::thread thread_;
 };
 
-/// Accepts and answers; how many.
+/// Accepts and answers; returns how many.
 int serve(const Fd& listener) {
   int n = 0;
   for (;;) {
@@ -153,7 +153,7 @@ TEST_F(StockScope, settles) {
   const Fd b = open_listener(address("127.0.0.1", local_address(a.get()).port()));
   ASSERT_EQ(set_mode(a, REUSEPORT_LISTEN_STANDBY), 0);
   EXPECT_TRUE(eventually([&] { return (get_info(a).flags & REUSEPORT_LISTEN_F_SETTLED) != 0; }));
-  // ON, it tells of its last change to another mode, as with the kernel's own option: of none
+  // while ON, SETTLED is about its last change to another mode, as with the kernel's option: none
   EXPECT_NE(get_info(b).flags & REUSEPORT_LISTEN_F_SETTLED, 0U);
 }
 
@@ -174,8 +174,8 @@ TEST_F(StockScope, preset_off) {
   EXPECT_EQ(spread(to, {&a, &b})[1], 0);
 }
 
-// No program is told of shutdown(2): the last member that is ON must not be counted any more, and
-// one that listens again, OFF as before, may be held by a lookup from before.
+// No program notices shutdown(2): the last ON member must not count any more, and one that listens
+// again, OFF as before, may be held by an older lookup.
 TEST_F(StockScope, shut_down_is_seen_at_once) {
   enable_here();
   Fd first = open_listener(address("127.0.0.1"));
@@ -200,9 +200,9 @@ TEST_F(StockScope, shut_down_is_seen_at_once) {
   EXPECT_TRUE(unsettled);
 }
 
-// --- traps: who must get what, whatever the table says ---
+// --- who must get what, whatever the table says ---
 
-// A stranger on the same address, bound to a device: his group is another one.
+// A stranger on the same address, bound to a device, is in another group.
 TEST_F(StockScope, stranger_on_a_device) {
   enable_here();
   const Fd a = open_listener(address("127.0.0.1"));
@@ -229,13 +229,14 @@ TEST_F(StockScope, stranger_on_the_specific_address) {
   EXPECT_EQ(spread(address("127.0.0.2", port), {&a, &b, &stranger})[1], spread_over);
 }
 
-/// Does it hold in that network namespace, for the calling thread alone?
+/// Whether it holds in that network namespace, only for the calling thread.
 bool in_namespace(const Fd& netns, const Fd& back, const std::function<bool()>& body) {
   const bool ok = ::setns(netns.get(), CLONE_NEWNET) == 0 && body();
   return ::setns(back.get(), CLONE_NEWNET) == 0 && ok;
 }
 
-// What comes in by a VRF is for its own sockets, whatever is OFF; tcp_l3mdev_accept says otherwise.
+// Connections through a VRF are for its own sockets, whatever is OFF, unless tcp_l3mdev_accept is
+// set.
 TEST_F(StockScope, vrf) {
   if (::access("/sys/module/vrf", F_OK) != 0) {
     GTEST_SKIP() << "this kernel has no VRF";
@@ -303,7 +304,7 @@ TEST_F(StockScope, vrf) {
   EXPECT_GT(state()->left.unknown_listener, 0U);
 }
 
-// The kernel lets no listener have an upper layer protocol: TLS wants a connection.
+// The kernel allows no listener to have an upper layer protocol: TLS needs a connection.
 TEST_F(StockScope, no_upper_layer_protocol) {
   enable_here();
   const Fd a = open_listener(address("127.0.0.1"));
@@ -343,8 +344,8 @@ bool pretend_another_build() {
   return bpf_map_update_elem(map.get(), &zero, &about, BPF_ANY) == 0;
 }
 
-// Programs of another build are replaced one after the other, and at no moment does a listener
-// that is OFF get a connection, or one that is ON miss one.
+// Programs of another build are replaced one after the other. At no moment does an OFF listener get
+// a connection, or an ON one miss one.
 TEST_F(StockScope, upgrade_under_load) {
   enable_here();
   const Fd a = open_listener(address("127.0.0.1"));
@@ -378,7 +379,7 @@ TEST_F(StockScope, upgrade_under_load) {
   EXPECT_GT(served, 100);
 }
 
-/// Of the program that chooses in that namespace; 0: there is none.
+/// The id of the program that chooses in that namespace; 0: none.
 std::uint32_t chooser_of(std::uint64_t netns) {
   const std::string pinned = std::string(pins) + "/namespaces/" + std::to_string(netns) + "/choose";
   const Fd link(bpf_obj_get(pinned.c_str()));
@@ -387,7 +388,7 @@ std::uint32_t chooser_of(std::uint64_t netns) {
   return link && bpf_obj_get_info_by_fd(link.get(), &info, &len) == 0 ? info.prog_id : 0;
 }
 
-// In every namespace, also in those that nobody names.
+// In every namespace, also in those without a name.
 TEST_F(StockScope, upgrade_of_other_namespaces) {
   enable_here();
   const Fd here(::open("/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC));
@@ -418,7 +419,7 @@ TEST_F(StockScope, upgrade_of_other_namespaces) {
 }
 
 #ifdef __x86_64__
-// The kernel does not ask programs about the calls of 32-bit processes (do_sock_setsockopt() in
+// The kernel does not run the programs for calls of 32-bit processes (do_sock_setsockopt() in
 // net/socket.c): ENOPROTOOPT, and nothing is changed.
 TEST_F(StockScope, call_of_a_32_bit_process) {
   enable_here();
@@ -446,7 +447,7 @@ TEST_F(StockScope, call_of_a_32_bit_process) {
 }
 #endif
 
-// What is pinned of a namespace goes with the next enable after it.
+// The next enable removes what is pinned for a namespace that is gone.
 TEST_F(StockScope, removed_namespace) {
   enable_here();
   EXPECT_TRUE(in_child([&] {
@@ -476,7 +477,7 @@ TEST_F(StockScope, pod) {
     }
     return in_child([&] {  // the first process of its PID namespace
       const Fd newcomer = open_listener(to);
-      // a socket is of the cgroup it was made in, whoever calls
+      // a socket belongs to the cgroup it was created in, whoever calls
       if (::getpid() != 1 || set_mode(newcomer, REUSEPORT_LISTEN_OFF) != ENOPROTOOPT ||
           set_mode(old, REUSEPORT_LISTEN_STANDBY) != 0 || get_info(old).group_on != 0) {
         return false;
@@ -494,7 +495,7 @@ TEST_F(StockScope, pod) {
   EXPECT_EQ(::rmdir(other.c_str()), 0) << std::strerror(errno);
 }
 
-// Another cgroup's listener in our group is not starved, and nothing settles beside it.
+// Another cgroup's listener in our group is not starved, and no member beside it becomes SETTLED.
 TEST_F(StockScope, unknown_member) {
   enable_here();
   const Fd a = open_listener(address("127.0.0.1"));
@@ -583,7 +584,7 @@ TEST_F(StockScope, program_of_its_own) {
   EXPECT_EQ(set_mode(a, REUSEPORT_LISTEN_ON), 0);
 }
 
-// The 513th of a group is refused, clearly; those that are in go on.
+// The 513th member of a group gets a clear error; the others are not affected.
 TEST_F(StockScope, full_group) {
   enable_here();
   std::vector<Fd> group;
@@ -620,8 +621,8 @@ TEST_F(StockScope, every_member_off_is_refused_also_when_there_are_many) {
   EXPECT_EQ(try_connect(to), 0);
 }
 
-// After shutdown() it does not count, but stays known: when it listens again, lookups come by it
-// before any program is told.
+// After shutdown() it does not count, but stays known: when it listens again, lookups find it
+// before any program runs.
 TEST_F(StockScope, shut_down_and_listen_again) {
   enable_here();
   const Fd c = open_listener(address("127.0.0.1"));
@@ -652,7 +653,7 @@ TEST_F(StockScope, shut_down_and_listen_again) {
   EXPECT_EQ(state()->left.unknown_listener + state()->left.unknown_member, 0U);
 }
 
-// Nothing but a descriptor makes a UDP socket known: enable() again does it.
+// Only a descriptor makes a UDP socket known: another enable() does it.
 TEST_F(StockScope, datagrams_are_taken_in_by_enable) {
   const auto bound = [](std::uint16_t port) {
     Fd fd(::socket(AF_INET, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
@@ -705,7 +706,7 @@ TEST_F(StockScope, datagrams_are_taken_in_by_enable) {
   EXPECT_TRUE(disable());
 }
 
-// The cgroup is removed, another one is enabled: what is left of the first is no obstacle.
+// The cgroup is removed and another one enabled: the remains of the first do not matter.
 TEST_F(StockScope, removed_cgroup) {
   enable_here();
   const std::string second = cgroup_ + "-2";

@@ -112,8 +112,8 @@ Fd open_bound(const Address& at) {
   return fd;
 }
 
-/// Sends spread_over datagrams from as many sockets; says how many of them each got, -1 behind them
-/// all where they were refused.
+/// Sends spread_over datagrams from as many sockets; returns how many each got, then -1 if they
+/// were refused.
 std::vector<int> send_many(const Address& to, const std::vector<const Fd*>& sockets) {
   std::vector<Fd> clients;
   int refused = 0;
@@ -173,7 +173,7 @@ TEST_F(StockSession, datagrams_that_wait_are_counted) {
   EXPECT_EQ(info(a).queued, 0U);
 }
 
-// It would be starved otherwise, for nothing but its descriptor makes it known.
+// It would be starved otherwise: only its descriptor makes it known.
 TEST_F(StockSession, unknown_datagram_socket_is_left_to_the_kernel) {
   const Fd a = open_bound(address("127.0.0.1"));
   const Address to = local_address(a.get());
@@ -223,7 +223,7 @@ TEST_F(StockSession, group_with_another_program_is_refused) {
   EXPECT_EQ(refused.error().errnum, EBUSY);
 }
 
-// A connected socket is a flow: it keeps its datagrams, and is no ON member.
+// A connected socket is a flow: it keeps its datagrams, and does not count as an ON member.
 TEST_F(StockSession, connected_datagram_socket_is_no_member) {
   const Fd a = open_bound(address("127.0.0.1"));
   const Address to = local_address(a.get());
@@ -232,7 +232,7 @@ TEST_F(StockSession, connected_datagram_socket_is_no_member) {
   const Address from = local_address(peer.get());
   ASSERT_EQ(::connect(b.get(), from.get(), from.len), 0);
   adopt(a);
-  // some kernels take it out of its group, others leave it in
+  // some kernels remove it from its group, others do not
   if (const auto ok = session_->adopt(b.get()); !ok) {
     EXPECT_EQ(ok.error().errnum, EINVAL);
   }

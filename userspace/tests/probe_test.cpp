@@ -30,7 +30,7 @@ TEST_F(Probe, cached_answer_is_the_same) {
   }
 }
 
-// Whatever else lives under a number, it must not pass for this option.
+// No other option must pass for this one.
 TEST_F(Probe, no_other_option_passes) {
   int answering = 0;
   for (int number = 0; number < 256; ++number) {
@@ -42,7 +42,7 @@ TEST_F(Probe, no_other_option_passes) {
 }
 
 TEST_F(Probe, tells_a_taken_number_apart) {
-  // An int, a struct as long as ours, and a write-only option.
+  // An int, a struct of the same length as ours, and a write-only option.
   EXPECT_EQ(detail::probe_number(SO_KEEPALIVE).support, Support::number_taken);
   EXPECT_EQ(detail::probe_number(SO_KEEPALIVE).step, ProbeStep::answer_length);
   EXPECT_EQ(detail::probe_number(SO_MEMINFO).support, Support::number_taken);
@@ -95,7 +95,7 @@ TEST_F(Probe, behaviour_on_loopback) {
       << to_string(found.step) << " errno " << found.errnum;
 }
 
-// An option that is accepted and does nothing must be caught: SO_KEEPALIVE stands in for it.
+// An option that is accepted but does nothing must be noticed: SO_KEEPALIVE simulates it.
 TEST_F(Probe, behaviour_catches_an_option_that_does_nothing) {
   for (const int family : {AF_INET, AF_INET6}) {
     const ProbeResult found = detail::probe_loopback(SO_KEEPALIVE, family, 64);

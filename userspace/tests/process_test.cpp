@@ -30,7 +30,7 @@ std::uint64_t inode_of(int fd) {
   return st.st_ino;
 }
 
-/// A child that waits to be killed, with what it inherited.
+/// A child that waits to be killed, with inherited descriptors.
 class Child {
  public:
   explicit Child(const std::function<void()>& setup) {
@@ -118,8 +118,8 @@ TEST_F(ProcessTest, a_process_that_died_says_so) {
   EXPECT_NE(p->signal(0).error().hint.find("has ended"), std::string::npos);
 }
 
-// While it exits there is a moment at which none of its threads shows a descriptor, and it has not
-// ended yet. Held here: by a thread that has ended, whose tracer has not looked yet.
+// While a process exits, there is a moment when none of its threads shows a descriptor, but it has
+// not ended. Held here by a thread that has ended and whose tracer has not collected it yet.
 TEST_F(ProcessTest, nothing_is_said_to_be_closed_before_the_process_has_ended) {
   const Fd mine = test::open_listener(test::address("127.0.0.1"));
   int tell[2];

@@ -300,7 +300,7 @@ TEST_F(SockDiagTest, query_finds_each_member_of_a_group_by_cookie) {
   }
 }
 
-// Replies as bytes, for what no kernel at hand sends.
+// Replies as bytes, for what no available kernel sends.
 class ReplyTest : public ::testing::Test {
  protected:
   static constexpr std::uint32_t seq = 5;

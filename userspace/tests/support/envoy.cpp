@@ -1,24 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
-// envoy -c FILE [OPTION...]: stands in for Envoy where its restarts are tested. It has the options,
-// signals, admin interface and hot restart that a restart has to do with, under the names that
-// Envoy's documentation gives them (operations/cli, operations/admin, arch_overview/operations),
-// and serves HTTP/1.1 with its process id as the answer. Like Envoy it
+// envoy -c FILE [OPTION...]: a stand-in for Envoy, to test its restarts. It has the options,
+// signals, admin interface and hot restart that matter for a restart, with the names from Envoy's
+// documentation (operations/cli, operations/admin, arch_overview/operations), and serves HTTP/1.1
+// with its process id as the answer. Like Envoy it
 //
-//   - ends at TERM at once, whatever it has, and when its parent process ends (hot restart)
+//   - ends at once on TERM, with all its connections, and when its parent process ends (hot
+//   restart)
 //   - in a hot restart shares listeners with its parent by address and worker, takes over the admin
 //     interface, tells the parent to drain and, --parent-shutdown-time-s later, to end
-//   - leaves a base id unusable for hot restarts when it dies while it initializes
+//   - leaves a base id unusable for hot restarts if it dies while it initializes
 //   - drains a connection with the next response on it
 //
-// What differs between one binary and another stands at the end of the program's own file, so that
-// "a new Envoy was installed" is a copy with another last line:
+// The last line of the program's own file selects its behaviour, so that "a new Envoy was
+// installed" is a copy with another last line:
 //
 //   STANDIN version=V [no-version] [dies] [dies-late] [never-ready] [wrong-admin=ADDRESS]
 //
-//   no-version   does not know --hot-restart-version
+//   no-version   lacks --hot-restart-version
 //   dies         before it serves
 //   dies-late    in a hot restart, as soon as the parent was told to drain
-//   never-ready  says 503 for ever; in a hot restart it has not asked for the listeners yet
+//   never-ready  always answers 503; in a hot restart it has not requested the listeners yet
 //   wrong-admin  writes ADDRESS to --admin-address-path
 #include <fcntl.h>
 #include <netinet/in.h>
@@ -146,7 +147,7 @@ std::string name_of(int fd) {
   return "127.0.0.1:" + std::to_string(ntohs(at.sin_port));
 }
 
-// --- hot restart: one datagram a request, over abstract Unix sockets named by base id and epoch
+// --- hot restart: one datagram per request, over abstract Unix sockets named by base id and epoch
 // ---
 
 struct Peer {
@@ -210,8 +211,8 @@ Received receive(int from) {
   return got;
 }
 
-/// What all processes of a base id share: a file beside the configuration. The first creates it
-/// anew.
+/// The state that all processes of a base id share: a file beside the configuration. The first one
+/// recreates it.
 class SharedMemory {
  public:
   SharedMemory(const std::string& config, int base, int epoch, const std::string& version)

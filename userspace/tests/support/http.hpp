@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// As much of HTTP/1.1 as the stand-in for Envoy serves: requests without a body, one after the
+// The part of HTTP/1.1 that the stand-in for Envoy serves: requests without a body, one after the
 // other on a connection.
 #ifndef REUSEPORT_TESTS_HTTP_HPP
 #define REUSEPORT_TESTS_HTTP_HPP
@@ -29,7 +29,7 @@ class Connection {
   [[nodiscard]] bool admin() const { return admin_; }
   [[nodiscard]] bool done() const { return done_; }
 
-  /// The next request that has come in whole.
+  /// The next complete request.
   std::optional<Request> request() {
     std::array<char, 4096> some{};
     ssize_t n = 0;

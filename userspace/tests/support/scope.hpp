@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What tests of the option by BPF need: a cgroup, a bpffs and a network namespace of their own.
+// What tests of the option by BPF need: their own cgroup, bpffs and network namespace.
 #ifndef REUSEPORT_TESTS_SCOPE_HPP
 #define REUSEPORT_TESTS_SCOPE_HPP
 
@@ -41,8 +41,8 @@ inline reuseport_listen_info get_info(const Fd& fd) {
   return info;
 }
 
-/// A cgroup of its own that the test's process is in, a bpffs of its own (so that what this machine
-/// has enabled is not touched), and a network namespace.
+/// A cgroup for the test's process, its own bpffs (so that what is enabled on this machine is not
+/// touched), and a network namespace.
 class StockScope : public NetNsTest {
  protected:
   void SetUp() override {
@@ -87,7 +87,7 @@ class StockScope : public NetNsTest {
     EXPECT_TRUE(done) << done.error().message();
     return done ? *done : Enabled{};
   }
-  /// A listener of somebody whom the option is not enabled for.
+  /// A listener for which the option is not enabled.
   Fd open_outside(const Address& at, const char* device = nullptr) {
     EXPECT_TRUE(enter(home_));
     Fd fd(::socket(at.family(), SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
