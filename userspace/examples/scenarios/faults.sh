@@ -1,12 +1,12 @@
 # shellcheck shell=bash disable=SC2034,SC2154,SC2317 # variables are shared with ./run
 # SPDX-License-Identifier: Apache-2.0
-# What may go wrong while an old server drains. Each ends in one row; "none" where nothing may be
-# lost, "some" where what a dying server had is lost with it, and the count says how much.
+# Faults while an old server drains. Each prints one row: "none" if nothing may be lost, "some" if what
+# a dying server had is lost with it; the count says how much.
 
 faults=(crash-before crash-ready crash-after stopped tool-killed ignores-term slow-client lossy
 	syn-flood overflow generations no-descriptors)
 
-# fault NAME: those on a slow or lossy link run this script again at the client's end of one
+# fault NAME: faults with a slow or lossy link run this script again at the client's end of it
 fault() {
 	local link=
 	case $1 in
@@ -74,7 +74,7 @@ fault_crash_before() {
 	stop "$supervisor"
 }
 
-# A newcomer killed while both listen: what its own queue held goes with it.
+# A newcomer is killed while both listen: its queue is lost with it.
 fault_crash_ready() {
 	begin nginx
 	load nginx "$fault_time"
@@ -86,7 +86,7 @@ fault_crash_ready() {
 	row crash-ready "$method" 0 some "newcomer killed before the drain: its own connections"
 }
 
-# A newcomer killed while the old one, stopped, still has connections in its queue.
+# A newcomer is killed while the old server, stopped, still has connections in its queue.
 fault_crash_after() {
 	begin nginx
 	local old=$current tool
@@ -105,7 +105,7 @@ fault_crash_after() {
 	row crash-after "$method" 0 some "newcomer killed during the drain: its own connections; the old one takes over"
 }
 
-# The old server is stopped and never accepts: the drain gives up and says what is left.
+# The old server is stopped and never accepts: the drain gives up and reports what is left.
 fault_stopped() {
 	begin nginx
 	local old=$current
@@ -121,7 +121,7 @@ fault_stopped() {
 	row stopped "$method" 1 none "first drain: exit 6, ${left%%:*}; after CONT: 0"
 }
 
-# The tool is killed outright in the middle; the next one finishes its work.
+# The tool is killed by SIGKILL half-way; the next one finishes its work.
 fault_tool_killed() {
 	begin nginx
 	local old=$current tool
@@ -139,7 +139,7 @@ fault_tool_killed() {
 	row tool-killed "$method" 1 none "drain killed with SIGKILL; a second one finishes"
 }
 
-# TERM means nothing to the old server: exit code 6, and it has no connection to lose.
+# The old server ignores TERM: exit code 6, and it has no connection to lose.
 fault_ignores_term() {
 	begin node stubborn
 	local old=$current
@@ -202,7 +202,7 @@ fault_syn_flood() {
 	for process in "${started[@]}"; do stop "$process"; done
 }
 
-# More connections than the accept queue takes.
+# More connections than fit into the accept queue.
 fault_overflow() {
 	BACKLOG=4 begin nginx
 	local old=$current
@@ -232,7 +232,7 @@ fault_generations() {
 	row generations "$method" 2 none "three at once, two drain"
 }
 
-# The old server cannot accept, for want of descriptors.
+# The old server cannot accept because it has no free descriptor.
 fault_no_descriptors() {
 	local limits old
 	limits=$(ulimit -Sn)

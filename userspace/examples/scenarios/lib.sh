@@ -1,7 +1,7 @@
 # shellcheck shell=bash disable=SC2034,SC2154,SC2317 # variables are shared with ./run
 # SPDX-License-Identifier: Apache-2.0
-# What the scenarios share. A server is started with ../NAME/serve PORT, which execs it in the
-# foreground; its process is then in $current. Bounds are generous: an emulated machine is slow.
+# Shared functions of the scenarios. ../NAME/serve PORT starts a server and execs it in the foreground;
+# its process is then in $current. Timeouts are generous: an emulated machine is slow.
 
 die() {
 	echo "scenarios: $*" >&2
@@ -25,7 +25,7 @@ needs() {
 	echo nstat nsenter
 }
 
-# soon COMMAND…: waits until it succeeds, at most 30 s
+# soon COMMAND…: waits at most 30 s until the command succeeds
 soon() {
 	local i
 	for ((i = 0; i < 600; i++)); do
@@ -35,14 +35,14 @@ soon() {
 	return 1
 }
 
-# where the servers are: at the other end of the link, where there is one
+# the servers' namespace: at the other end of the link, if there is one
 at=()
 [[ -z ${LAB_SERVER_NS:-} ]] || at=(nsenter --net="$LAB_SERVER_NS")
 ctl() { "${at[@]}" "$ctl" "$@"; }
 
 listens() { ctl list --pid "$1" --port "$port" 2>/dev/null | grep -q ":$port "; }
 ended() { ! kill -0 "$1" 2>/dev/null; }
-serving() { soon listens "$1" || die "process $1 does not listen"; }
+serving() { soon listens "$1" || die "process $1 is not listening"; }
 gone() { soon ended "$1" || die "process $1 does not end"; }
 
 # start NAME [ARG…]
@@ -57,7 +57,7 @@ stop() {
 	soon ended "$1" || kill -KILL "$1"
 }
 
-# quit_signal NAME: what asks the server to finish what it has
+# quit_signal NAME: the signal for a graceful shutdown
 quit_signal() {
 	case $1 in
 	nginx) echo QUIT ;;
@@ -67,11 +67,11 @@ quit_signal() {
 	esac
 }
 
-# came: how many connections and datagrams have come so far
+# came: the number of connections and datagrams that have arrived so far
 came() { "${at[@]}" nstat -asz TcpPassiveOpens UdpInDatagrams | awk '!/^#/ { sum += $2 } END { printf "%d", sum }'; }
 
-# Clients. load NAME SECONDS runs one in the background as $load, and returns when it is at work;
-# count NAME adds what it saw to $requests and $failed.
+# Clients. load NAME SECONDS runs one in the background as $load, and returns when it has started to
+# send; count NAME adds its counts to $requests and $failed.
 load() {
 	local before
 	before=$(came)
@@ -86,7 +86,7 @@ load() {
 	esac >"$TMPDIR/load" 2>&1 &
 	load=$!
 	busy() { [[ $(came) -gt $((before + 20)) ]]; }
-	soon busy || die "$1: the client does not begin"
+	soon busy || die "$1: the client does not start"
 }
 number() { sed -n "s/^ *$1.*\$/\\1/p" "$TMPDIR/load" | tail -n 1; } # number REGEX with one group
 count() {

@@ -1,6 +1,6 @@
 # shellcheck shell=bash disable=SC2034,SC2154,SC2317 # variables are shared with ./run
 # SPDX-License-Identifier: Apache-2.0
-# Real servers restarted again and again: with their own way, with drain, and with restart.
+# Restarts real servers again and again: in their own way, with drain, and with restart.
 
 servers=(nginx haproxy unbound pgbouncer node)
 
@@ -41,7 +41,7 @@ by_restart() {
 }
 restarted() { grep -c '"event":"restarted"' "$TMPDIR/events" || true; }
 
-# server NAME WAY: load until there were $wanted requests and $enough restarts, with $pace seconds between
+# server NAME WAY: runs load until $wanted requests and $enough restarts, with $pace seconds between
 server() {
 	local restarts=0 none=none
 	requests=0 failed=0
