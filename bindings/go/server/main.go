@@ -33,7 +33,9 @@ func main() {
 	server := &http.Server{Handler: http.HandlerFunc(func(answer http.ResponseWriter, _ *http.Request) {
 		fmt.Fprintf(answer, "pid %d\n", os.Getpid())
 	})}
+	served := make(chan struct{})
 	go func() {
+		defer close(served)
 		// The drain closes the listener; accepted connections are still served.
 		if err := server.Serve(listener); !errors.Is(err, net.ErrClosed) && !errors.Is(err, http.ErrServerClosed) {
 			log.Fatal(err)
@@ -52,6 +54,9 @@ func main() {
 		if report.Outcome == reuseport.Undone {
 			continue // the newcomer is gone
 		}
+		// Once Serve has returned, the server knows every accepted connection, and Shutdown waits for it.
+		_ = listener.Close()
+		<-served
 		if err := server.Shutdown(ctx); err != nil { // waits for requests in progress
 			log.Print(err)
 		}
