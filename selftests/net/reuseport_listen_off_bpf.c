@@ -322,6 +322,31 @@ TEST_F(bpf, selecting_for_a_flow)
 	EXPECT_EQ(-ENOENT, skel->bss->answer);
 }
 
+/* A socket whose SO_REUSEPORT was cleared does not ask its group: that is not
+ * to say that the group has nobody.
+ */
+TEST_F(bpf, selecting_beside_cleared_members)
+{
+	const bool udp = variant->type == SOCK_DGRAM;
+	struct programs *skel;
+	int i;
+
+	skel = programs__open_and_load();
+	ASSERT_NE(NULL, skel);
+	ASSERT_EQ(0, name_socket(&skel->maps.to_select, self->member[2]));
+	ASSERT_EQ(0, set_int(self->member[0], SOL_SOCKET,
+			     SO_ATTACH_REUSEPORT_EBPF,
+			     skel->progs.select_one.prog_fd));
+	skel->bss->select_flags = F_FLOW;
+	for (i = 0; i < NR_MEMBERS; i++) {
+		ASSERT_EQ(0, set_mode(self->member[i], OFF));
+		if (i != 2)
+			ASSERT_EQ(0, set_int(self->member[i], SOL_SOCKET,
+					     SO_REUSEPORT, 0));
+	}
+	EXPECT_EQ(udp ? 2 : -ECONNREFUSED, WHO());
+}
+
 /* If no member can be chosen, a program is asked for flows alone.  What it
  * refuses then is not refused: a wildcard socket gets it.
  */

@@ -55,6 +55,9 @@
  * listener loses nothing unless the last ON member leaves first: check the
  * group again afterwards.
  *
+ * Neither this nor SETTLED covers datagrams for which a BPF program names the
+ * socket with BPF_SK_REUSEPORT_F_FLOW: a drained socket may get more of them.
+ *
  * group_id identifies a group within one network namespace. Numbers of two
  * namespaces cannot be compared.
  */
