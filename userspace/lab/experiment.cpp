@@ -282,6 +282,7 @@ Result<Measurement> Experiment::run() {
   measured_.device = link_->device();
 
   options_.method = spec().method;
+  options_.udp = spec().udp;
   options_.address = link_->server_address();
   options_.port = server_port;
   options_.listeners = spec().listeners;
@@ -304,6 +305,7 @@ Result<Measurement> Experiment::run() {
   }
 
   LoadSpec load_spec;
+  load_spec.udp = spec().udp;
   load_spec.address = link_->server_address();
   load_spec.port = server_port;
   load_spec.rate = spec().rate;

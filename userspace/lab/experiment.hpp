@@ -20,6 +20,7 @@ namespace lab {
 /// One method on one link under one load.
 struct ExperimentSpec {
   RestartMethod method = RestartMethod::close;
+  bool udp = false;  ///< UDP flows instead of TCP connections; open loop, and a link without loss
   LinkSpec link;
   LinkDevice device = LinkDevice::automatic;
   unsigned restarts = 20;

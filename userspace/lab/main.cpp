@@ -82,7 +82,7 @@ Result<int> run_behind(const LinkSpec& spec, std::uint64_t seed,
   return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }
 
-/// What `run` and its presets `demo` and `soak` are told, before it is put into RunOptions.
+/// What `run` and its presets `demo`, `udp` and `soak` are told, before it is put into RunOptions.
 struct RunWords {
   std::vector<std::string> methods;
   std::vector<std::string> links;
@@ -168,6 +168,21 @@ void add_demo(CLI::App& app, RunOptions& demo, RunWords& words) {
   add_planned(app, demo, words);
 }
 
+void add_udp(CLI::App& app, RunOptions& udp, RunWords& words) {
+  words.links = {"loopback", "20ms"};
+  words.duration_s = 20;
+  words.timeout_s = 5;
+  udp.spec.udp = true;
+  udp.spec.rate = 100;
+  add_planned(app, udp, words);
+  app.add_option(
+         "--method", words.methods,
+         "which of close, listen-off, option-bpf, option-flows (default: close, the option,\n"
+         "option-flows)")
+      ->delimiter(',')
+      ->check(check_method);
+}
+
 void add_soak(CLI::App& app, RunOptions& soak, RunWords& words) {
   words.methods = {"listen-off"};
   words.expect = "supported";
@@ -197,13 +212,24 @@ int start(RunOptions run, const RunWords& words) {
     run.spec.rate = 0;
   }
   for (const auto& method : methods) {
-    const auto named = std::find(words.methods.begin(), words.methods.end(), method.name);
-    if (named != words.methods.end() || (words.methods.empty() && !run.brief)) {
+    const bool serves = run.spec.udp ? serves_udp(method.method) : serves_tcp(method.method);
+    const bool named =
+        std::find(words.methods.begin(), words.methods.end(), method.name) != words.methods.end();
+    if (named && !serves) {
+      fmt::print(stderr, "restart-lab: {} is not for {}\n", method.name,
+                 run.spec.udp ? "UDP" : "TCP: see restart-lab udp");
+      return exit_usage;
+    }
+    if (named || (words.methods.empty() && !run.brief && !run.spec.udp && serves)) {
       run.methods.push_back(method.method);
     }
   }
   for (const auto& name : words.links) {
     run.links.push_back(*parse_link(name));
+    if (run.spec.udp && run.links.back().loss > 0) {
+      fmt::print(stderr, "restart-lab: udp: what {} loses is not the method's doing\n", name);
+      return exit_usage;
+    }
   }
   if (run.soak_ns > 0) {
     run.spec.method = run.methods.front();
@@ -229,13 +255,16 @@ int main(int argc, char** argv) {
     RunOptions options;
     RunWords words;
   };
-  std::array<Preset, 3> presets{};
-  auto& [run, demo, soak] = presets;
+  std::array<Preset, 4> presets{};
+  auto& [run, demo, udp, soak] = presets;
   run.command = app.add_subcommand("run", "every method on the same work, in one table");
   add_run(*run.command, run.options, run.words);
   demo.command =
       app.add_subcommand("demo", "run, but only plain close against the drain by the option, 20 s");
   add_demo(*demo.command, demo.options, demo.words);
+  udp.command = app.add_subcommand(
+      "udp", "run, but UDP flows: plain close, the option, and the option with flows; 3 minutes");
+  add_udp(*udp.command, udp.options, udp.words);
   soak.command = app.add_subcommand(
       "soak", "run, but listen-off in random rounds with churn and faults, to the first loss");
   add_soak(*soak.command, soak.options, soak.words);

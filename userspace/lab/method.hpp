@@ -17,6 +17,7 @@ enum class RestartMethod : std::uint8_t {
   migrate,
   listen_off,
   option_bpf,
+  option_flows,
   fd_pass,
   socket_server,
   qdisc_plug,
@@ -42,6 +43,10 @@ inline constexpr std::array methods{
     MethodInfo{RestartMethod::option_bpf, "option-bpf",
                "libreuseport's drain, the option provided by BPF",
                "CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON", 0},
+    MethodInfo{RestartMethod::option_flows, "option-flows",
+               "the same drain for UDP, after the flows of the old process are over (enable "
+               "--udp-flows)",
+               "CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON", 0},
     MethodInfo{RestartMethod::fd_pass, "fd-pass",
                "the old process hands its listening sockets over (SCM_RIGHTS)", "none", 0},
     MethodInfo{RestartMethod::socket_server, "socket-server",
@@ -66,7 +71,22 @@ inline const MethodInfo& info(RestartMethod method) {
 /// Does the old generation leave by libreuseport's drain, which must lose nothing where it has the
 /// option?
 constexpr bool drains(RestartMethod method) {
-  return method == RestartMethod::listen_off || method == RestartMethod::option_bpf;
+  return method == RestartMethod::listen_off || method == RestartMethod::option_bpf ||
+         method == RestartMethod::option_flows;
+}
+
+/// Is something enabled by BPF for it?
+constexpr bool wants_bpf(RestartMethod method) {
+  return method == RestartMethod::option_bpf || method == RestartMethod::option_flows;
+}
+
+/// Can it restart a server of UDP flows?
+constexpr bool serves_udp(RestartMethod method) {
+  return method == RestartMethod::close || drains(method);
+}
+/// ... of TCP connections?
+constexpr bool serves_tcp(RestartMethod method) {
+  return method != RestartMethod::option_flows;
 }
 
 /// Does it empty its queues before it closes?

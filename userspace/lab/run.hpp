@@ -32,11 +32,11 @@ struct KernelAnswer {
 
 enum class Expect : std::uint8_t { anything, supported, not_in_kernel };
 
-/// A series of experiments; `demo` and `soak` are presets of it.
+/// A series of experiments; `demo`, `udp` and `soak` are presets of it.
 struct RunOptions {
   ExperimentSpec spec;  ///< restarts, connections and duration are totals of each method
   std::vector<RestartMethod> methods;  ///< none: close, and the drain by the option, of the kernel
-                                       ///< or else by BPF
+                                       ///< or else by BPF; UDP: with flows, too
   std::vector<LinkSpec> links;
   unsigned rounds = 1;  ///< on each link the methods take turns so often, each time in a new order
   unsigned attempts = 3;     ///< of a run that is disturbed

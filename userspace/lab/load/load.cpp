@@ -12,9 +12,8 @@
 #include <cerrno>
 #include <deque>
 #include <limits>
-#include <optional>
-#include <random>
 
+#include "load/loop.hpp"
 #include "net/netns.hpp"
 
 namespace lab {
@@ -31,17 +30,21 @@ std::uint64_t count_wrong_generation(const std::vector<Answer>& answers,
   return wrong;
 }
 
-/// The event loop, owned and run by one thread; results are read after it ended.
-class Load::Loop {
+void raise_descriptor_limit() {
+  rlimit files{};
+  if (getrlimit(RLIMIT_NOFILE, &files) == 0 && files.rlim_cur < files.rlim_max) {
+    files.rlim_cur = files.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &files);
+  }
+}
+
+namespace {
+
+class ConnectionLoop final : public LoadLoop {
  public:
-  Loop(const LoadSpec& spec, Load& load) : spec_(spec), load_(load), random_(spec.seed) {}
-
-  Result<void> prepare();
-  void run();
-
-  LoadResult result;
-  std::vector<Answer> answers;
-  std::optional<Error> failure;
+  using LoadLoop::LoadLoop;
+  Result<void> prepare() override;
+  void run() override;
 
  private:
   enum class Phase : std::uint8_t { connecting, waiting };
@@ -59,13 +62,7 @@ class Load::Loop {
     std::size_t slot;
     std::uint64_t id;
   };
-  static constexpr std::int64_t stop_poll = 20 * one_ms;
-
-  [[nodiscard]] bool may_begin() const {
-    return !failure && !load_.stop_ && (spec_.connections == 0 || next_id_ <= spec_.connections);
-  }
-  std::int64_t gap();
-  std::int64_t begin_due(std::int64_t now);
+  std::int64_t begin_what_is_due(std::int64_t now);
   void begin(std::int64_t intended);
   bool take_events(std::int64_t wait);
   void established(std::size_t slot, std::int64_t now);
@@ -73,12 +70,8 @@ class Load::Loop {
   void broken(std::size_t slot, int code);
   void answer(std::size_t slot);
   void end(std::size_t slot, std::uint64_t* count);
-  void fail(const std::string& call, int code, const std::string& hint);
   void expire(std::int64_t now);
 
-  LoadSpec spec_;
-  Load& load_;
-  std::mt19937_64 random_;
   Fd epoll_;
   sockaddr_in server_{};
   std::vector<Connection> slots_;
@@ -86,10 +79,9 @@ class Load::Loop {
   std::deque<Deadline> deadlines_;
   std::uint64_t next_id_ = 1;
   std::size_t open_ = 0;
-  std::int64_t next_start_ = 0;
 };
 
-Result<void> Load::Loop::prepare() {
+Result<void> ConnectionLoop::prepare() {
   server_.sin_family = AF_INET;
   server_.sin_port = htons(spec_.port);
   if (inet_pton(AF_INET, spec_.address.c_str(), &server_.sin_addr) != 1) {
@@ -99,56 +91,28 @@ Result<void> Load::Loop::prepare() {
   if (!epoll_) {
     return sys_error("epoll_create1", errno);
   }
-  rlimit files{};
-  if (getrlimit(RLIMIT_NOFILE, &files) == 0 && files.rlim_cur < files.rlim_max) {
-    files.rlim_cur = files.rlim_max;
-    setrlimit(RLIMIT_NOFILE, &files);
-  }
+  raise_descriptor_limit();
   if (spec_.connections != 0) {
     answers.reserve(spec_.connections);
   }
   return {};
 }
 
-std::int64_t Load::Loop::gap() {
-  std::exponential_distribution<double> distribution{spec_.rate};
-  return static_cast<std::int64_t>(distribution(random_) * static_cast<double>(one_second));
+/// @return nanoseconds until there is more to begin.
+std::int64_t ConnectionLoop::begin_what_is_due(std::int64_t now) {
+  if (spec_.rate > 0) {
+    return begin_due(now, [this](std::int64_t intended) { begin(intended); });
+  }
+  while (may_begin() && open_ < spec_.concurrency) {
+    begin(now);
+  }
+  return std::numeric_limits<std::int64_t>::max();
 }
 
-void Load::Loop::fail(const std::string& call, int code, const std::string& hint) {
-  if (!failure) {
-    failure = sys_error("load: " + call, code, hint).value();
-  }
-}
-
-/// Begins what is due. @return nanoseconds until there is more to begin.
-std::int64_t Load::Loop::begin_due(std::int64_t now) {
-  if (spec_.rate <= 0) {
-    while (may_begin() && open_ < spec_.concurrency) {
-      begin(now);
-    }
-    return std::numeric_limits<std::int64_t>::max();
-  }
-  // A burst after a stall is bounded so that answers are read in between.
-  for (int burst = 0; burst < 256 && next_start_ <= now && may_begin(); ++burst) {
-    begin(next_start_);
-    next_start_ += gap();
-  }
-  return may_begin() ? std::max<std::int64_t>(next_start_ - now, 0)
-                     : std::numeric_limits<std::int64_t>::max();
-}
-
-void Load::Loop::begin(std::int64_t intended) {
+void ConnectionLoop::begin(std::int64_t intended) {
   Fd fd{socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)};
   if (!fd) {
-    const auto behind = now_ns() - intended;
-    if (errno == EMFILE && behind > one_second) {
-      // After a stall more is due at once than there are descriptors: disturbed, see disturbance().
-      result.longest_stall_ns = std::max(result.longest_stall_ns, behind);
-      load_.stop_ = true;
-      return;
-    }
-    return fail("socket", errno, "raise ulimit -n or lower --rate");
+    return no_socket(errno, intended);
   }
 
   std::size_t slot = 0;
@@ -170,7 +134,7 @@ void Load::Loop::begin(std::int64_t intended) {
   connection.got = 0;
   ++open_;
   ++result.connections;
-  load_.begun_.store(result.connections, std::memory_order_relaxed);
+  publish();
 
   const int raw = fd.get();
   connection.fd = std::move(fd);
@@ -196,7 +160,7 @@ void Load::Loop::begin(std::int64_t intended) {
 }
 
 /// Ends a connection and counts it.
-void Load::Loop::end(std::size_t slot, std::uint64_t* count) {
+void ConnectionLoop::end(std::size_t slot, std::uint64_t* count) {
   // The lab forks: until its child executes, that holds a copy of this socket, and closing ours
   // would not take it out of the epoll set.
   epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, slots_[slot].fd.get(), nullptr);
@@ -208,10 +172,10 @@ void Load::Loop::end(std::size_t slot, std::uint64_t* count) {
     return;
   }
   ++*count;
-  load_.lost_.store(result.lost(), std::memory_order_relaxed);
+  publish();
 }
 
-void Load::Loop::broken(std::size_t slot, int code) {
+void ConnectionLoop::broken(std::size_t slot, int code) {
   switch (code) {
     case ECONNREFUSED: return end(slot, &result.refused);
     case ECONNRESET:
@@ -221,7 +185,7 @@ void Load::Loop::broken(std::size_t slot, int code) {
   }
 }
 
-void Load::Loop::established(std::size_t slot, std::int64_t now) {
+void ConnectionLoop::established(std::size_t slot, std::int64_t now) {
   auto& connection = slots_[slot];
   int code = 0;
   socklen_t size = sizeof code;
@@ -244,7 +208,7 @@ void Load::Loop::established(std::size_t slot, std::int64_t now) {
   }
 }
 
-void Load::Loop::readable(std::size_t slot, std::int64_t now) {
+void ConnectionLoop::readable(std::size_t slot, std::int64_t now) {
   auto& connection = slots_[slot];
   const auto size = recv(connection.fd.get(), connection.reply.data() + connection.got,
                          connection.reply.size() - connection.got, 0);
@@ -266,7 +230,7 @@ void Load::Loop::readable(std::size_t slot, std::int64_t now) {
   }
 }
 
-void Load::Loop::answer(std::size_t slot) {
+void ConnectionLoop::answer(std::size_t slot) {
   auto& connection = slots_[slot];
   Reply reply{};
   std::memcpy(&reply, connection.reply.data(), sizeof reply);
@@ -277,7 +241,7 @@ void Load::Loop::answer(std::size_t slot) {
   end(slot, &result.answered);
 }
 
-void Load::Loop::expire(std::int64_t now) {
+void ConnectionLoop::expire(std::int64_t now) {
   while (!deadlines_.empty() && deadlines_.front().at <= now) {
     const auto due = deadlines_.front();
     deadlines_.pop_front();
@@ -288,7 +252,7 @@ void Load::Loop::expire(std::int64_t now) {
 }
 
 /// Waits, then does what the kernel has news of. @return false when there may be more of it
-bool Load::Loop::take_events(std::int64_t wait) {
+bool ConnectionLoop::take_events(std::int64_t wait) {
   std::array<epoll_event, 256> events{};
   const auto timeout = to_timespec(wait);
   const int count = epoll_pwait2(epoll_.get(), events.data(), events.size(), &timeout, nullptr);
@@ -310,12 +274,12 @@ bool Load::Loop::take_events(std::int64_t wait) {
   return count < static_cast<int>(events.size());
 }
 
-void Load::Loop::run() {
+void ConnectionLoop::run() {
   next_start_ = now_ns();
   auto before = next_start_;
-  pthread_setname_np(pthread_self(), thread_name);  // from here on, a stall is seen
+  pthread_setname_np(pthread_self(), Load::thread_name);  // from here on, a stall is seen
   while (!failure && (may_begin() || open_ > 0)) {
-    std::int64_t wait = std::min(begin_due(before), stop_poll);
+    std::int64_t wait = std::min(begin_what_is_due(before), stop_poll);
     if (!deadlines_.empty()) {
       wait = std::min(wait, std::max<std::int64_t>(deadlines_.front().at - before, 0));
     }
@@ -330,9 +294,14 @@ void Load::Loop::run() {
   }
 }
 
+}  // namespace
+
+Load::Load() = default;
+
 Result<std::unique_ptr<Load>> Load::start(const LoadSpec& spec, int ns) {
   std::unique_ptr<Load> load{new Load};
-  load->loop_ = std::make_unique<Loop>(spec, *load);
+  load->loop_ =
+      spec.udp ? make_flow_loop(spec, *load) : std::make_unique<ConnectionLoop>(spec, *load);
   if (auto ready = load->loop_->prepare(); !ready) {
     return tl::unexpected(ready.error());
   }

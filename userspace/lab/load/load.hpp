@@ -27,6 +27,7 @@ struct Reply {
 static_assert(sizeof(Request) == 8 && sizeof(Reply) == 16);
 
 struct LoadSpec {
+  bool udp = false;           ///< flows instead of connections, see load/flows.hpp; open loop alone
   std::string address;        ///< IPv4, dotted
   std::uint16_t port = 0;     ///< host byte order
   double rate = 300;          ///< open loop: new connections a second; 0 selects the closed loop
@@ -36,17 +37,18 @@ struct LoadSpec {
   std::uint64_t seed = 1;
 };
 
-/// What clients saw. Every connection ends in exactly one of the counts.
+/// What clients saw. Every connection, or UDP flow, ends in exactly one of the counts.
 struct LoadResult {
   std::uint64_t connections = 0;  ///< connections begun
-  std::uint64_t answered = 0;
-  std::uint64_t refused = 0;           ///< ECONNREFUSED: a RST answered the SYN
-  std::uint64_t reset = 0;             ///< RST after the handshake
-  std::uint64_t timed_out = 0;         ///< no answer in LoadSpec::timeout_ns, or ETIMEDOUT
-  std::uint64_t unanswered = 0;        ///< closed by the server without an answer
-  std::uint64_t garbled = 0;           ///< an answer to another question
+  std::uint64_t answered = 0;     ///< UDP: each datagram of the flow, all by one generation
+  std::uint64_t refused = 0;      ///< ECONNREFUSED: a RST answered the SYN; UDP: an ICMP message
+  std::uint64_t reset = 0;        ///< RST after the handshake
+  std::uint64_t timed_out = 0;    ///< no answer in LoadSpec::timeout_ns, or ETIMEDOUT
+  std::uint64_t moved = 0;        ///< UDP: answered by another generation than before
+  std::uint64_t unanswered = 0;   ///< closed by the server without an answer
+  std::uint64_t garbled = 0;      ///< an answer to another question
   std::uint64_t wrong_generation = 0;  ///< see count_wrong_generation()
-  Histogram connect;                   ///< intended start to established
+  Histogram connect;                   ///< intended start to established; UDP: first answer
   Histogram first_byte;                ///< intended start to the first byte of the answer
   /// Open loop: from the intended start of each connection to the call of connect(2).
   Histogram late;
@@ -69,7 +71,10 @@ struct Answer {
 std::uint64_t count_wrong_generation(const std::vector<Answer>& answers,
                                      const std::map<std::uint32_t, std::int64_t>& cut_over);
 
-/// Clients in a thread of their own: connect, send a Request, read the Reply, close.
+class LoadLoop;
+
+/// Clients in a thread of their own: connect, send a Request, read the Reply, close. UDP: see
+/// load/flows.hpp.
 ///
 /// Open loop: arrivals are a Poisson process of the given rate, drawn from the seed and independent
 /// of how the server does; latency counts from the planned instant, so a stall of the server or of
@@ -98,10 +103,10 @@ class Load {
   [[nodiscard]] bool done() const { return done_.load(std::memory_order_acquire); }
 
  private:
-  class Loop;
-  Load() = default;
+  friend LoadLoop;
+  Load();
 
-  std::unique_ptr<Loop> loop_;
+  std::unique_ptr<LoadLoop> loop_;
   std::atomic<bool> stop_{false};
   std::atomic<bool> done_{false};
   std::atomic<std::uint64_t> begun_{0};

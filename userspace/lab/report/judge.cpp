@@ -11,10 +11,13 @@ namespace {
 constexpr std::int64_t drain_slack = 50 * one_ms;
 
 void judge_close(const Measurement& closed, std::vector<Check>& checks) {
-  checks.push_back({closed.load.lost() > 0,
-                    fmt::format("close lost {} of {} connections in {} restarts (none would mean "
-                                "that this work measures nothing)",
-                                closed.load.lost(), closed.load.connections, closed.restarts)});
+  const auto& load = closed.load;
+  checks.push_back(
+      {load.lost() + load.moved > 0,
+       fmt::format("close lost {}{} of {} {} in {} restarts (none would mean that this work "
+                   "measures nothing)",
+                   load.lost(), closed.spec.udp ? fmt::format(" and moved {}", load.moved) : "",
+                   load.connections, what_is_begun(closed.spec), closed.restarts)});
 }
 
 /// A drain that has the option.
@@ -23,18 +26,21 @@ void judge_drain(const Measurement& drained, std::vector<Check>& checks) {
   const auto found = drained.outcomes.find("drained");
   const auto by_option = found == drained.outcomes.end() ? 0U : found->second;
   const auto& load = drained.load;
+  const auto* what = what_is_begun(drained.spec);
   checks.push_back({by_option == drained.restarts, fmt::format("{}: {} of {} restarts were drained",
                                                                name, by_option, drained.restarts)});
   checks.push_back(
       {load.lost() == 0,
-       fmt::format("{}: {} refused, {} reset, {} timed out, {} unanswered in {} connections and {} "
-                   "restarts",
+       fmt::format("{}: {} refused, {} reset, {} timed out, {} unanswered in {} {} and {} restarts",
                    name, load.refused, load.reset, load.timed_out, load.unanswered + load.garbled,
-                   load.connections, drained.restarts)});
-  checks.push_back(
-      {load.wrong_generation == 0,
-       fmt::format("{}: {} connections reached the old generation after it was settled", name,
-                   load.wrong_generation)});
+                   load.connections, what, drained.restarts)});
+  if (drained.spec.method == RestartMethod::option_flows) {
+    checks.push_back({load.moved == 0, fmt::format("{}: {} {} were moved to another generation",
+                                                   name, load.moved, what)});
+  }
+  checks.push_back({load.wrong_generation == 0,
+                    fmt::format("{}: {} {} reached the old generation after it was settled", name,
+                                load.wrong_generation, what)});
   if (drained.churn_changes > 0) {
     checks.push_back({drained.stray == 0,
                       fmt::format("{}: {} connections reached a socket that was never ON, in {} "
@@ -127,6 +133,7 @@ void add(Measurement& sum, const Measurement& part) {
   to.refused += from.refused;
   to.reset += from.reset;
   to.timed_out += from.timed_out;
+  to.moved += from.moved;
   to.unanswered += from.unanswered;
   to.garbled += from.garbled;
   to.wrong_generation += from.wrong_generation;
@@ -156,6 +163,7 @@ Measurement total(const std::vector<Measurement>& measured, RestartMethod method
   sum.spec.method = method;
   for (const auto& one : measured) {
     if (one.spec.method == method) {
+      sum.spec.udp = one.spec.udp;
       add(sum, one);
     }
   }
@@ -182,12 +190,13 @@ std::vector<Check> judge(const KernelAnswer& kernel, const std::vector<Measureme
   if (has(RestartMethod::close)) {
     judge_close(total(measured, RestartMethod::close), checks);
   }
-  for (const auto method : {RestartMethod::listen_off, RestartMethod::option_bpf}) {
+  for (const auto method :
+       {RestartMethod::listen_off, RestartMethod::option_bpf, RestartMethod::option_flows}) {
     if (!has(method)) {
       continue;
     }
     const auto drained = total(measured, method);
-    if (kernel.supported || method == RestartMethod::option_bpf) {
+    if (kernel.supported || wants_bpf(method)) {
       judge_drain(drained, checks);
       if (latency) {
         judge_drain_times(method, measured, checks);

@@ -9,6 +9,7 @@
 #include <cerrno>
 
 #include "base.hpp"
+#include "load/flows.hpp"
 
 namespace lab {
 namespace {
@@ -27,6 +28,16 @@ std::string ms(std::int64_t ns) {
 
 using Row = std::vector<std::string>;
 
+/// Of UDP flows: all that a flow can come to, and how long its first answer took.
+Row udp_head(bool wide) {
+  Row row{"method", "link", "restarts", "flows", "refused", "unanswered", "moved", "wrong gen"};
+  if (wide) {
+    row.insert(row.end(), {"first answer p50", "p99", "drain p50", "drain max", "privileges"});
+  }
+  row.emplace_back("outcome");
+  return row;
+}
+
 Row head(bool wide) {
   Row row{"method", "link", "restarts", "connections", "refused", "reset", "timed out"};
   if (wide) {
@@ -42,6 +53,25 @@ Row head(bool wide) {
     }
   }
   row.emplace_back("outcome");
+  return row;
+}
+
+Row udp_line(const Measurement& one, bool wide) {
+  const auto& load = one.load;
+  Row row{std::string{info(one.spec.method).name},
+          one.device.empty() ? "all" : one.spec.link.name(), std::to_string(one.restarts)};
+  for (const auto count : {load.connections, load.refused, load.timed_out + load.garbled,
+                           load.moved, load.wrong_generation}) {
+    row.push_back(std::to_string(count));
+  }
+  if (wide) {
+    row.push_back(ms(load.first_byte.quantile(0.5)));
+    row.push_back(ms(load.first_byte.quantile(0.99)));
+    row.push_back(ms(one.may_close.quantile(0.5)));
+    row.push_back(ms(one.may_close.max()));
+    row.emplace_back(info(one.spec.method).privileges);
+  }
+  row.push_back(outcomes(one));
   return row;
 }
 
@@ -95,6 +125,7 @@ nlohmann::json to_json(const Measurement& one) {
     rounds.push_back(p999 == lost_too_many ? nlohmann::json{} : nlohmann::json(to_ms(p999)));
   }
   return {{"method", method.name},
+          {"protocol", spec.udp ? "udp" : "tcp"},
           {"extra_processes", method.extra_processes},
           {"privileges", method.privileges},
           {"link",
@@ -114,6 +145,7 @@ nlohmann::json to_json(const Measurement& one) {
           {"unanswered", load.unanswered},
           {"garbled", load.garbled},
           {"lost", load.lost()},
+          {"moved", load.moved},
           {"wrong_generation", load.wrong_generation},
           {"connect_ms", quantiles(load.connect)},
           {"connect_p999_ms_by_round", rounds},
@@ -176,7 +208,18 @@ nlohmann::json document(const KernelAnswer& kernel, const std::vector<std::strin
           {"checks", judged}};
 }
 
+const char* what_is_begun(const ExperimentSpec& spec) {
+  return spec.udp ? "flows" : "connections";
+}
+
 std::string describe_load(const ExperimentSpec& spec) {
+  if (spec.udp) {
+    return fmt::format(
+        "{:g} new UDP flows a second, {:g} % of {} datagrams, the others of {}, {:g} ms after each "
+        "answer; seed {}; {} sockets a generation; timeout {:g} s",
+        spec.rate, 100 * share_of_long_flows, long_flow, short_flow, to_ms(flow_gap_ns), spec.seed,
+        spec.listeners, to_seconds(spec.timeout_ns));
+  }
   return fmt::format("{}, seed {}; {} listeners a generation; timeout {:g} s",
                      spec.rate > 0
                          ? fmt::format("{:g} new connections a second", spec.rate)
@@ -194,9 +237,10 @@ std::string describe_soak(const std::vector<Measurement>& rounds) {
 }
 
 std::string table(const std::vector<Measurement>& measured, bool wide) {
-  std::vector<Row> rows{head(wide)};
+  const bool udp = !measured.empty() && measured.front().spec.udp;
+  std::vector<Row> rows{udp ? udp_head(wide) : head(wide)};
   for (const auto& one : measured) {
-    rows.push_back(line(one, wide));
+    rows.push_back(udp ? udp_line(one, wide) : line(one, wide));
   }
   std::vector<std::size_t> widths(rows.front().size());
   for (const auto& row : rows) {

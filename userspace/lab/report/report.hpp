@@ -24,12 +24,16 @@ Measurement total(const std::vector<Measurement>& measured, RestartMethod method
 /// total() of every method that was measured.
 std::vector<Measurement> totals(const std::vector<Measurement>& measured);
 
+/// "connections", or "flows" over UDP.
+const char* what_is_begun(const ExperimentSpec& spec);
+
 /// Judges by what was measured, and only on kernels where an expectation applies:
 /// - `close` lost connections, or the work measures nothing;
-/// - `listen-off`, where the option is in the kernel, and `option-bpf`: drained each time, lost
-/// none,
-///   nothing reached a generation after it was settled, nor a socket that was never ON;
-/// - where `latency` is asked for, and in the open loop (a closed loop saturates the machine, and
+/// - `listen-off`, where the option is in the kernel, `option-bpf` and `option-flows`: drained each
+///   time, lost none, nothing reached a generation after it was settled, nor a socket that was
+///   never ON; `option-flows`: no flow was moved, too;
+/// - where `latency` is asked for, which is of connections alone, and in the open loop (a closed
+/// loop saturates the machine, and
 ///   then times are those of its run queue):
 ///   - the time from drain to may close is at most one round trip plus 50 ms on links without loss;
 ///   - the p99.9 connect latency of `listen-off` is that of any other method or lower: not higher
@@ -45,7 +49,7 @@ inline constexpr double latency_slack = 1.10;
 inline constexpr double significance = 0.01;
 
 /// Name and version of the JSON the lab writes; the schema is report/schema.json.
-inline constexpr const char* schema_name = "reuseport-restart-lab/2";
+inline constexpr const char* schema_name = "reuseport-restart-lab/3";
 
 /// The whole document. @param command the words of the command line.
 nlohmann::json document(const KernelAnswer& kernel, const std::vector<std::string>& command,

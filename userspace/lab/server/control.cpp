@@ -115,6 +115,9 @@ std::vector<std::string> server_arguments(const ServerOptions& options) {
   if (options.mode != reuseport::Mode::on) {
     words.insert(words.end(), {"--mode", std::string{to_string(options.mode)}});
   }
+  if (options.udp) {
+    words.emplace_back("--udp");
+  }
   if (!options.unix_path.empty()) {
     words.insert(words.end(), {"--unix-path", options.unix_path});
   }

@@ -118,7 +118,8 @@ Result<std::vector<Fd>> open_listeners(const ServerOptions& options) {
   }
   std::vector<Fd> fds;
   for (int i = 0; i < options.listeners; ++i) {
-    Fd fd{socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)};
+    const int type = options.udp ? SOCK_DGRAM : SOCK_STREAM;
+    Fd fd{socket(AF_INET, type | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)};
     if (!fd) {
       return sys_error("socket", errno);
     }
@@ -134,7 +135,7 @@ Result<std::vector<Fd>> open_listeners(const ServerOptions& options) {
     if (bind(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) < 0) {
       return sys_error("bind", errno);
     }
-    if (listen(fd.get(), options.backlog) < 0) {
+    if (!options.udp && listen(fd.get(), options.backlog) < 0) {
       return sys_error("listen", errno);
     }
     fds.push_back(std::move(fd));

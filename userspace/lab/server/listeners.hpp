@@ -9,7 +9,7 @@
 
 namespace lab {
 
-/// TCP listeners in one reuseport group on the address of the options.
+/// TCP listeners, or UDP sockets, in one reuseport group on the address of the options.
 Result<std::vector<Fd>> open_listeners(const ServerOptions& options);
 
 /// The listeners of a generation, by its method:

@@ -27,6 +27,7 @@ int main(int argc, char** argv) {
     command->add_option("--listeners", server.listeners)->required();
     command->add_option("--backlog", server.backlog)->required();
     command->add_option("--mode", mode_name);
+    command->add_flag("--udp", server.udp);
     command->add_option("--unix-path", server.unix_path);
     command->add_option("--control-fd", server.control_fd)->required();
     return command;

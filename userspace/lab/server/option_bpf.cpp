@@ -33,7 +33,8 @@ Result<void> mount_own_bpffs() {
 
 }  // namespace
 
-Result<std::unique_ptr<OptionByBpf>> OptionByBpf::enable(int server_ns) {
+Result<std::unique_ptr<OptionByBpf>> OptionByBpf::enable(
+    int server_ns, const std::optional<reuseport::option::FlowOptions>& flows) {
   if (auto mounted = mount_own_bpffs(); !mounted) {
     return tl::unexpected(mounted.error());
   }
@@ -51,7 +52,10 @@ Result<std::unique_ptr<OptionByBpf>> OptionByBpf::enable(int server_ns) {
   if (!cgroup || !made->procs_) {
     return sys_error(fmt::format("open {}", path), errno);
   }
-  if (auto enabled = reuseport::option::enable(cgroup.get(), server_ns); !enabled) {
+  using reuseport::option::GroupSize;
+  if (auto enabled =
+          reuseport::option::enable(cgroup.get(), server_ns, GroupSize::normal, {}, flows);
+      !enabled) {
     return error(enabled.error().message());
   }
   return made;

@@ -2,19 +2,24 @@
 #pragma once
 
 #include <memory>
+#include <option/option.hpp>
+#include <optional>
 #include <string>
 
 #include "base.hpp"
 
 namespace lab {
 
-/// Method option-bpf: the option provided by BPF, as `reuseportctl enable` does it, for a cgroup
-/// made for this purpose and one network namespace. Servers in that cgroup call setsockopt(2) as on
-/// a patched kernel. The pins are in a BPF file system of the lab's own, which ends with its
-/// processes; what is enabled on the machine is not touched. The cgroup is removed with the object.
+/// Methods option-bpf and option-flows: the option provided by BPF, as `reuseportctl enable` does
+/// it, for a cgroup made for this purpose and one network namespace. Servers in that cgroup call
+/// setsockopt(2) as on a patched kernel. The pins are in a BPF file system of the lab's own, which
+/// ends with its processes; what is enabled on the machine is not touched. The cgroup is removed
+/// with the object.
 class OptionByBpf {
  public:
-  static Result<std::unique_ptr<OptionByBpf>> enable(int server_ns);
+  /// @param flows UDP flows are recorded, too
+  static Result<std::unique_ptr<OptionByBpf>> enable(
+      int server_ns, const std::optional<reuseport::option::FlowOptions>& flows = {});
   OptionByBpf(const OptionByBpf&) = delete;
   OptionByBpf& operator=(const OptionByBpf&) = delete;
   OptionByBpf(OptionByBpf&&) = delete;

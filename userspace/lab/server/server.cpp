@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "server/server.hpp"
 
+#include <fcntl.h>
 #include <fmt/core.h>
+#include <netinet/in.h>
 #include <sys/epoll.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
@@ -11,6 +13,7 @@
 #include <cerrno>
 #include <chrono>
 #include <csignal>
+#include <option/option.hpp>
 #include <optional>
 #include <unordered_map>
 
@@ -25,6 +28,18 @@ namespace {
 
 /// A client that never ends its connection must not keep an old generation alive for ever.
 constexpr std::int64_t finish_bound = 15 * one_second;
+/// How often it is asked for flows, and for how long at most.
+constexpr std::int64_t flows_poll = 50 * one_ms;
+constexpr std::int64_t flows_bound = 60 * one_second;
+
+Result<std::uint64_t> cookie_of(int fd) {
+  std::uint64_t cookie = 0;
+  socklen_t size = sizeof cookie;
+  if (getsockopt(fd, SOL_SOCKET, SO_COOKIE, &cookie, &size) < 0) {
+    return sys_error("getsockopt(SO_COOKIE)", errno);
+  }
+  return cookie;
+}
 
 class Server {
  public:
@@ -43,14 +58,20 @@ class Server {
 
   Result<void> get_listeners();
   Result<void> watch(int fd) const;
+  Result<void> have_taken_in();
+  int take_all(int listener);
   int accept_all(int listener);
+  int answer_all(int fd);
   void serve(int fd);
   void finish(int fd) { connections_.erase(fd); }
   Result<void> obey();
   Result<void> close_all();
+  Result<void> go_standby();
+  Result<void> wait_for_flows();
+  [[nodiscard]] Result<bool> flows_are_over() const;
   Result<void> start_drain();
   Result<void> turn();
-  void look_settled();
+  void look_settled(const std::vector<int>& fds);
   Result<void> say_closed(const std::string& outcome, std::uint64_t left);
 
   ServerOptions options_;
@@ -61,8 +82,9 @@ class Server {
   std::vector<int> listener_fds_;
   Fd handover_;
   std::optional<reuseport::Drain> drain_;
-  std::int64_t cut_over_ = 0;  ///< from then on nothing new comes; 0: not yet
-  bool closed_ = false;        ///< all listeners
+  std::int64_t flows_until_ = 0;  ///< until then it is waited for flows; 0: it is not
+  std::int64_t cut_over_ = 0;     ///< from then on nothing new comes; 0: not yet
+  bool closed_ = false;           ///< all listeners
   std::int64_t wake_ = 0;
   std::int64_t finish_by_ = 0;
   std::uint64_t accepted_ = 0;
@@ -81,6 +103,9 @@ Result<void> Server::get_listeners() {
     }
     listener_fds_.push_back(listener.get());
   }
+  if (options_.udp && wants_bpf(options_.method)) {
+    return have_taken_in();
+  }
   if (options_.method != RestartMethod::fd_pass) {
     return {};
   }
@@ -92,6 +117,30 @@ Result<void> Server::get_listeners() {
   return watch(handover_.get());
 }
 
+/// UDP sockets get into the tables of BPF by their descriptors: `reuseportctl restart` does this
+/// for a server when it is ready.
+Result<void> Server::have_taken_in() {
+  std::unordered_map<std::uint64_t, int> own;
+  for (const int fd : listener_fds_) {
+    const auto cookie = cookie_of(fd);
+    if (!cookie) {
+      return tl::unexpected(cookie.error());
+    }
+    own[*cookie] = fd;
+  }
+  const auto taken =
+      reuseport::option::adopt_newcomers([&](const std::vector<std::uint64_t>& cookies) {
+        std::vector<Fd> found(cookies.size());
+        for (std::size_t i = 0; i < cookies.size(); ++i) {
+          if (const auto mine = own.find(cookies[i]); mine != own.end()) {
+            found[i].reset(fcntl(mine->second, F_DUPFD_CLOEXEC, 0));
+          }
+        }
+        return found;
+      });
+  return taken ? Result<void>{} : error(taken.error().message());
+}
+
 Result<void> Server::watch(int fd) const {
   epoll_event event{};
   event.events = EPOLLIN;
@@ -100,6 +149,30 @@ Result<void> Server::watch(int fd) const {
     return sys_error("epoll_ctl", errno);
   }
   return {};
+}
+
+int Server::take_all(int listener) {
+  return options_.udp ? answer_all(listener) : accept_all(listener);
+}
+
+/// Datagrams, each with its answer.
+int Server::answer_all(int fd) {
+  for (int count = 0;; ++count) {
+    sockaddr_in from{};
+    socklen_t size = sizeof from;
+    Request request{};
+    const auto got =
+        recvfrom(fd, &request, sizeof request, 0, reinterpret_cast<sockaddr*>(&from), &size);
+    if (got < 0) {
+      return count;
+    }
+    ++accepted_;
+    const Reply reply{request.id, options_.generation, static_cast<std::uint32_t>(getpid())};
+    if (sendto(fd, &reply, sizeof reply, 0, reinterpret_cast<const sockaddr*>(&from), size) ==
+        static_cast<ssize_t>(sizeof reply)) {
+      ++answered_;
+    }
+  }
 }
 
 int Server::accept_all(int listener) {
@@ -167,8 +240,12 @@ Result<void> Server::obey() {
   if (!message) {
     return tl::unexpected(message.error());
   }
-  if (!*message || (*message)->json.value("do", "") != "drain" || drain_ || closed_) {
+  if (!*message || (*message)->json.value("do", "") != "drain" || drain_ || flows_until_ != 0 ||
+      closed_) {
     return {};
+  }
+  if (options_.method == RestartMethod::option_flows) {
+    return go_standby();
   }
   return drains(options_.method) ? start_drain() : close_all();
 }
@@ -181,7 +258,7 @@ Result<void> Server::close_all() {
       epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, listener.get(), nullptr);
     }
     if (sweeps(options_.method)) {
-      accept_all(listener.get());
+      take_all(listener.get());
     }
     listener.reset();
   }
@@ -193,10 +270,64 @@ Result<void> Server::close_all() {
                     0);
 }
 
+/// New flows go to the newcomer from here on; those of before stay.
+Result<void> Server::go_standby() {
+  for (const int fd : listener_fds_) {
+    if (auto set = reuseport::set_mode(fd, reuseport::Mode::standby); !set) {
+      return error(set.error().message());
+    }
+  }
+  flows_until_ = now_ns() + flows_bound;
+  return wait_for_flows();
+}
+
+/// Whether no flow of this process lives, as far as it is known.
+Result<bool> Server::flows_are_over() const {
+  const auto flows = reuseport::option::flows_here();
+  if (!flows || !*flows) {
+    return error(flows ? "UDP flows are not recorded any more" : flows.error().message());
+  }
+  for (const int fd : listener_fds_) {
+    const auto cookie = cookie_of(fd);
+    if (!cookie) {
+      return tl::unexpected(cookie.error());
+    }
+    const auto live = (*flows)->of.find(*cookie);
+    const auto known = (*flows)->known_for.find(*cookie);
+    if (live == (*flows)->of.end() || live->second > 0 || known == (*flows)->known_for.end() ||
+        known->second < (*flows)->idle) {
+      return false;
+    }
+  }
+  return true;
+}
+
+Result<void> Server::wait_for_flows() {
+  look_settled(listener_fds_);
+  wake_ = now_ns() + flows_poll;
+  if (now_ns() < flows_until_) {
+    const auto over = cut_over_ == 0 ? Result<bool>{false} : flows_are_over();
+    if (!over) {
+      return tl::unexpected(over.error());
+    }
+    if (!*over) {
+      return {};
+    }
+    flows_until_ = 0;
+    return start_drain();
+  }
+  for (auto& listener : listeners_) {
+    listener.reset();
+  }
+  const bool settled = cut_over_ != 0;
+  cut_over_ = settled ? cut_over_ : now_ns();
+  return say_closed(settled ? "closed with flows" : "unsettled", 0);
+}
+
 /// The library's drain, with its fallbacks; where BPF is to provide the option, without.
 Result<void> Server::start_drain() {
   reuseport::DrainOptions options;
-  if (options_.method == RestartMethod::option_bpf) {
+  if (wants_bpf(options_.method)) {
     options.policy = reuseport::Policy::require;
   }
   drain_.emplace(std::move(options));
@@ -213,11 +344,10 @@ Result<void> Server::start_drain() {
 }
 
 /// Looks for the instant from which the kernel promises that nothing new arrives.
-void Server::look_settled() {
-  if (cut_over_ != 0 || drain_->report().method != reuseport::Method::option) {
+void Server::look_settled(const std::vector<int>& fds) {
+  if (cut_over_ != 0 || (drain_ && drain_->report().method != reuseport::Method::option)) {
     return;
   }
-  const auto fds = drain_->open_fds();
   const bool settled = std::all_of(fds.begin(), fds.end(), [](int fd) {
     const auto info = reuseport::get_info(fd);
     return info && info->settled();
@@ -228,11 +358,11 @@ void Server::look_settled() {
 /// One turn of the drain.
 Result<void> Server::turn() {
   for (;;) {
-    look_settled();
+    look_settled(drain_->open_fds());
     const auto step = drain_->step();
     if (step.action == reuseport::Action::accept_more) {
       for (const int fd : step.fds) {
-        accept_all(fd);
+        take_all(fd);
       }
     } else if (step.action == reuseport::Action::wait_until) {
       wake_ = std::chrono::nanoseconds{step.when.time_since_epoch()}.count();
@@ -284,7 +414,7 @@ Result<void> Server::run() {
       if (now_ns() >= finish_by_) {
         break;
       }
-    } else if (drain_) {
+    } else if (drain_ || flows_until_ != 0) {
       wait = wake_ - now_ns();
     }
     const auto timeout = to_timespec(wait);
@@ -303,9 +433,14 @@ Result<void> Server::run() {
           return obeyed;
         }
       } else if (std::find(listener_fds_.begin(), listener_fds_.end(), fd) != listener_fds_.end()) {
-        accept_all(fd);
+        take_all(fd);
       } else {
         serve(fd);
+      }
+    }
+    if (flows_until_ != 0 && !closed_ && now_ns() >= wake_) {
+      if (auto waited = wait_for_flows(); !waited) {
+        return waited;
       }
     }
     if (drain_ && !closed_) {

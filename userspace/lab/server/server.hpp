@@ -12,6 +12,7 @@ namespace lab {
 
 struct ServerOptions {
   RestartMethod method = RestartMethod::close;
+  bool udp = false;  ///< sockets for datagrams instead of listeners
   std::uint32_t generation = 0;
   std::string address;  ///< IPv4, dotted
   std::uint16_t port = 0;

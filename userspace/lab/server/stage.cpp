@@ -12,6 +12,7 @@
 #include <optional>
 
 #include "host/sockdiag.hpp"
+#include "load/flows.hpp"
 #include "net/netns.hpp"
 #include "process.hpp"
 #include "report/report.hpp"
@@ -65,11 +66,15 @@ class MigrateStage final : public Stage {
   }
 };
 
-/// option-bpf: the servers are in a cgroup for which the option is enabled.
+/// option-bpf, option-flows: the servers are in a cgroup for which the option is enabled.
 class OptionByBpfStage final : public Stage {
  public:
-  Result<void> prepare(const Link& link, ServerOptions& /*options*/) override {
-    auto enabled = OptionByBpf::enable(link.server_ns());
+  Result<void> prepare(const Link& link, ServerOptions& options) override {
+    std::optional<reuseport::option::FlowOptions> flows;
+    if (options.method == RestartMethod::option_flows) {
+      flows.emplace().idle = std::chrono::milliseconds{flow_idle_ns / one_ms};
+    }
+    auto enabled = OptionByBpf::enable(link.server_ns(), flows);
     if (!enabled) {
       return tl::unexpected(enabled.error());
     }
@@ -286,7 +291,8 @@ listen restart-lab
 
 std::unique_ptr<Stage> Stage::make(RestartMethod method) {
   switch (method) {
-    case RestartMethod::option_bpf: return std::make_unique<OptionByBpfStage>();
+    case RestartMethod::option_bpf:
+    case RestartMethod::option_flows: return std::make_unique<OptionByBpfStage>();
     case RestartMethod::migrate: return std::make_unique<MigrateStage>();
     case RestartMethod::syncookies: return std::make_unique<SyncookiesStage>();
     case RestartMethod::socket_server: return std::make_unique<SocketServerStage>();

@@ -14,6 +14,7 @@
 #include <valijson/validator.hpp>
 
 #include "load/disturbance.hpp"
+#include "load/flows.hpp"
 #include "report/report.hpp"
 
 namespace lab {
@@ -81,6 +82,41 @@ TEST(WrongGeneration, only_connections_begun_after_the_cut_over) {
   const std::vector<Answer> answers{{100, 1}, {101, 1}, {500, 2}, {90, 1}, {700, 3}};
   EXPECT_EQ(count_wrong_generation(answers, {{1, 100}, {2, 600}}), 1U);
   EXPECT_EQ(count_wrong_generation(answers, {}), 0U);
+}
+
+/// A flow after so many answers by generation 1.
+Flow flow_after(std::uint32_t answers, std::uint32_t datagrams) {
+  Flow flow{7, datagrams};
+  for (std::uint32_t i = 0; i < answers; ++i) {
+    EXPECT_EQ(flow.take({flow.next().id, 1, 0}), FlowState::going);
+  }
+  return flow;
+}
+
+TEST(Flow, is_whole_when_one_generation_has_answered_all) {
+  auto flow = flow_after(long_flow - 1, long_flow);
+  EXPECT_EQ(flow.take({flow.next().id, 1, 0}), FlowState::whole);
+  EXPECT_EQ(flow.sent(), long_flow);
+  auto single = flow_after(0, 1);
+  EXPECT_EQ(single.take({single.next().id, 3, 0}), FlowState::whole);
+}
+
+TEST(Flow, is_moved_when_another_generation_answers) {
+  auto at_once = flow_after(1, long_flow);
+  EXPECT_EQ(at_once.take({at_once.next().id, 2, 0}), FlowState::moved);
+  auto at_the_end = flow_after(long_flow - 1, long_flow);
+  EXPECT_EQ(at_the_end.take({at_the_end.next().id, 2, 0}), FlowState::moved);
+  EXPECT_EQ(at_the_end.generation(), 1U);
+}
+
+TEST(Flow, takes_no_answer_to_another_question) {
+  auto flow = flow_after(1, long_flow);
+  const auto id = flow.next().id;
+  for (const auto other : {id - 1, id + 1, std::uint64_t{0}}) {
+    EXPECT_EQ(flow.take({other, 1, 0}), FlowState::garbled);
+  }
+  Flow next{8, long_flow};
+  EXPECT_NE(next.next().id, Flow(7, long_flow).next().id + long_flow);
 }
 
 TEST(LinkSpec, reads_what_it_prints) {
@@ -285,6 +321,35 @@ TEST(Judge, the_option_by_bpf_loses_nothing_on_a_stock_kernel) {
   EXPECT_FALSE(all_passed(judge(stock, {close, unconfirmed}, true)));
 }
 
+Measurement flows(RestartMethod method, std::uint64_t refused, std::uint64_t moved) {
+  auto result = outcome(method, 0);
+  result.spec.udp = true;
+  result.load.refused = refused;
+  result.load.moved = moved;
+  return result;
+}
+
+TEST(Judge, flows_stay_where_they_are_kept_and_move_where_not) {
+  const auto close = flows(RestartMethod::close, 0, 9);
+  const auto option = flows(RestartMethod::option_bpf, 0, 9);
+  const auto kept = flows(RestartMethod::option_flows, 0, 0);
+  EXPECT_TRUE(all_passed(judge(stock, {close, option, kept}, false)));
+  EXPECT_FALSE(
+      all_passed(judge(stock, {close, option, flows(RestartMethod::option_flows, 0, 1)}, false)));
+  EXPECT_FALSE(
+      all_passed(judge(stock, {close, option, flows(RestartMethod::option_flows, 1, 0)}, false)));
+  EXPECT_FALSE(all_passed(judge(stock, {flows(RestartMethod::close, 0, 0), kept}, false)));
+  auto late = kept;
+  late.load.wrong_generation = 1;
+  EXPECT_FALSE(all_passed(judge(stock, {close, option, late}, false)));
+  auto closed = kept;
+  closed.outcomes = {{"drained", 1}, {"closed with flows", 1}};
+  EXPECT_FALSE(all_passed(judge(stock, {close, option, closed}, false)));
+  const auto sum = total({kept, close, flows(RestartMethod::close, 1, 2)}, RestartMethod::close);
+  EXPECT_EQ(sum.load.moved, 11U);
+  EXPECT_TRUE(sum.spec.udp);
+}
+
 TEST(Judge, latency_only_where_it_is_asked_for) {
   auto slow = outcome(RestartMethod::listen_off, 0);
   slow.may_close.add(71 * one_ms);
@@ -339,6 +404,14 @@ TEST(Json, closed_loop_follows_its_schema) {
   EXPECT_EQ(json["results"][0]["load"]["loop"], "closed");
 }
 
+TEST(Json, flows_follow_its_schema) {
+  const auto json =
+      document(stock, {"restart-lab"}, {flows(RestartMethod::option_flows, 0, 3)}, {}, {});
+  EXPECT_EQ(violations(json), "");
+  EXPECT_EQ(json["results"][0]["protocol"], "udp");
+  EXPECT_EQ(json["results"][0]["moved"], 3);
+}
+
 TEST(Json, the_schema_notices_what_is_wrong) {
   auto missing = sample();
   missing["results"][0].erase("reset");
@@ -360,6 +433,12 @@ TEST(Table, has_a_row_for_each_outcome) {
   EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 3);
   EXPECT_NE(text.find("listen-off"), std::string::npos);
   EXPECT_NE(text.find("drained 2x"), std::string::npos);
+}
+
+TEST(Table, of_flows_has_what_moved) {
+  const auto text = table({flows(RestartMethod::close, 5, 77)}, false);
+  EXPECT_NE(text.find("moved"), std::string::npos);
+  EXPECT_NE(text.find("  77  "), std::string::npos) << text;
 }
 
 TEST(Plot, is_an_svg_with_text_as_text) {

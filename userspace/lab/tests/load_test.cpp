@@ -20,6 +20,7 @@
 #include <functional>
 #include <thread>
 
+#include "load/flows.hpp"
 #include "net/netns.hpp"
 #include "process.hpp"
 
@@ -91,7 +92,7 @@ class LoadTest : public ::testing::Test {
       return {};
     }
     EXPECT_EQ(result->connections, spec_.connections);
-    EXPECT_EQ(result->answered + result->lost(), spec_.connections);
+    EXPECT_EQ(result->answered + result->lost() + result->moved, spec_.connections);
     return *result;
   }
 
@@ -173,6 +174,75 @@ TEST_F(LoadTest, an_answer_to_another_question_is_garbled) {
     EXPECT_EQ(send(fd, &reply, sizeof reply, 0), static_cast<ssize_t>(sizeof reply));
   });
   EXPECT_EQ(result.garbled, 8U);
+}
+
+/// UDP flows, against a server that does one thing to each of their datagrams.
+class FlowTest : public LoadTest {
+ protected:
+  void SetUp() override {
+    LoadTest::SetUp();
+    spec_.udp = true;
+    spec_.rate = 200;
+    spec_.timeout_ns = 500 * one_ms;
+  }
+  /// @p answer gets a number of a datagram within its flow, from 1 on, and says which generation
+  /// answers; 0: none.
+  LoadResult run(const std::function<std::uint32_t(std::uint64_t)>& answer) {
+    Fd server;
+    {
+      const auto inside = InNamespace::enter(ns_.get());
+      server = Fd{socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0)};
+    }
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_port = htons(port);
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    EXPECT_EQ(bind(server.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address), 0);
+    std::thread thread{[&] {
+      for (;;) {
+        sockaddr_in from{};
+        socklen_t size = sizeof from;
+        Request request{};
+        if (recvfrom(server.get(), &request, sizeof request, 0, reinterpret_cast<sockaddr*>(&from),
+                     &size) <= 0) {
+          return;  // shut down
+        }
+        const auto generation = answer(request.id % (long_flow + 1));
+        const Reply reply{request.id, generation, 0};
+        if (generation != 0) {
+          sendto(server.get(), &reply, sizeof reply, 0, reinterpret_cast<const sockaddr*>(&from),
+                 size);
+        }
+      }
+    }};
+    auto result = LoadTest::run();
+    shutdown(server.get(), SHUT_RDWR);
+    thread.join();
+    return result;
+  }
+};
+
+TEST_F(FlowTest, answered_by_one_generation_is_whole) {
+  const auto result = run([](std::uint64_t) { return 1; });
+  EXPECT_EQ(result.answered, 8U);
+  EXPECT_EQ(result.lost(), 0U);
+  EXPECT_EQ(result.first_byte.count(), 8U);
+}
+
+TEST_F(FlowTest, answered_by_another_one_is_moved) {
+  const auto result = run([](std::uint64_t number) { return number == 1 ? 1 : 2; });
+  EXPECT_EQ(result.moved, 8U);
+  EXPECT_EQ(result.lost(), 0U);
+}
+
+TEST_F(FlowTest, a_datagram_without_an_answer_loses_the_flow) {
+  const auto result = run([](std::uint64_t number) { return number == 1 ? 1 : 0; });
+  EXPECT_EQ(result.timed_out, 8U);
+  EXPECT_EQ(result.moved, 0U);
+}
+
+TEST_F(FlowTest, nobody_there_is_a_refusal) {
+  EXPECT_EQ(LoadTest::run().refused, 8U);
 }
 
 /// restart-lab as a user runs it.
