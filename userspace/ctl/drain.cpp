@@ -134,6 +134,9 @@ class Drain {
       return Obstacle{ok.error(), Lasts::for_good};
     }
     preview();
+    if (options_.dry_run) {
+      static_cast<void>(count_flows());  // of sockets that are not known yet it tells nothing
+    }
     if (!provider_ || options_.dry_run) {
       return std::nullopt;
     }
@@ -761,6 +764,11 @@ std::string would(const DrainResult& result) {
   for (const Drained& d : result.listeners) {
     fmt::format_to(std::back_inserter(text), "would drain by {}: {}\n", to_string(result.method),
                    d.what);
+  }
+  if (result.flows) {
+    fmt::format_to(std::back_inserter(text), "{} UDP flow{} live now{}\n", *result.flows,
+                   *result.flows == 1 ? "" : "s",
+                   result.all_flows_known() ? "" : ", as far as they are known");
   }
   return text;
 }

@@ -54,6 +54,7 @@ Outcome<Provider> Provider::find(const std::vector<int>& fds) {
   Provider provider;
   std::string why;
   if (works_by_itself(why, provider.scope_)) {
+    provider.scope_ = provider.scope_ || option::records_flows();
     return provider;
   }
   if (works_for(fds)) {

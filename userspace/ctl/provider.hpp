@@ -36,7 +36,7 @@ class Provider {
 
  private:
   std::unique_ptr<option::Session> session_;
-  bool scope_ = false;      // provided by the scope of enable()
+  bool scope_ = false;      // provided by the scope of enable(), or that records UDP flows
   bool datagrams_ = false;  // some are UDP sockets
 };
 

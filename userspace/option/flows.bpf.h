@@ -51,7 +51,7 @@ struct {
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, MAX_MEMBERS);
 	__type(key, u32);
-	__type(value, u32);
+	__type(value, struct flow_user);
 } flow_users SEC(".maps");
 
 struct {
@@ -124,27 +124,45 @@ static __always_inline void touch(struct flow *f, u64 now)
 
 /* --- confirmed flows and their places --- */
 
+static __always_inline struct flow_user *user_of_flows(u32 uid)
+{
+	struct flow_user new = {};
+
+	bpf_map_update_elem(&flow_users, &uid, &new, BPF_NOEXIST);
+	return bpf_map_lookup_elem(&flow_users, &uid);
+}
+
 static __always_inline bool charge_flow(const struct flow_table *t, u32 uid)
 {
-	u32 zero = 0;
-	u32 *n;
+	struct flow_user *user = user_of_flows(uid);
 
-	bpf_map_update_elem(&flow_users, &uid, &zero, BPF_NOEXIST);
-	n = bpf_map_lookup_elem(&flow_users, &uid);
-	if (!n)
+	if (!user)
 		return false;
-	if (__sync_fetch_and_add(n, 1) < t->of_one_uid)
+	if (__sync_fetch_and_add(&user->flows, 1) < t->of_one_uid)
 		return true;
-	__sync_fetch_and_add(n, -1);
+	__sync_fetch_and_add(&user->flows, -1);
 	return false;
 }
 
 static __always_inline void uncharge_flow(u32 uid)
 {
-	u32 *n = bpf_map_lookup_elem(&flow_users, &uid);
+	struct flow_user *user = bpf_map_lookup_elem(&flow_users, &uid);
 
-	if (n)
-		__sync_fetch_and_add(n, -1);
+	if (user)
+		__sync_fetch_and_add(&user->flows, -1);
+}
+
+/* Flows of this user are not all known: who waits for them waits on. */
+static __always_inline void note_full(struct flow_counts *counts,
+				      const struct flow *f)
+{
+	struct flow_user *user = user_of_flows(f->uid);
+
+	__sync_fetch_and_add(&counts->full, 1);
+	if (user)
+		*(volatile u64 *)&user->full_last = f->last;
+	else
+		*(volatile u64 *)&counts->full_last = f->last;
 }
 
 /*
@@ -213,7 +231,7 @@ static __always_inline void confirm(const struct flow_table *t,
 	if (p.placed)
 		bpf_map_delete_elem(&unconfirmed_flows, key);
 	else
-		__sync_fetch_and_add(&p.counts->full, 1);
+		note_full(p.counts, f);
 }
 
 /* --- an incoming datagram --- */
@@ -287,7 +305,6 @@ static __always_inline bool follow_flow(struct sk_reuseport_md *ctx)
 	struct flow_counts *counts;
 	struct flow_key key = {};
 	const struct sock *sk;
-	struct member *m;
 	struct flow *f;
 	u64 cookie, now;
 	u32 index;
@@ -311,12 +328,12 @@ static __always_inline bool follow_flow(struct sk_reuseport_md *ctx)
 		goto unknown;
 	sk = (const struct sock *)f->sk;
 	cookie = f->cookie;
-	m = bpf_map_lookup_elem(&members, &cookie);
 	/* connected: it receives nothing from others any more */
-	if (!m || BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_ESTABLISHED)
+	if (!index_of(cookie, &index) ||
+	    BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_ESTABLISHED)
 		goto unknown;
-	index = m->index;
-	if (bpf_sk_select_reuseport(ctx, &datagrams, &index, 0))
+	if (bpf_sk_select_reuseport(ctx, &datagrams, &index,
+				    BPF_SK_REUSEPORT_F_FLOW))
 		goto unknown;
 	touch(f, now);
 	return true;

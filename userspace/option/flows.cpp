@@ -121,7 +121,18 @@ Result<std::chrono::milliseconds> known_for(const Object& object, std::uint64_t 
   if (bpf_map_lookup_elem(object.map("members"), &cookie, &member) != 0) {
     return bpf_fail("bpf(BPF_MAP_LOOKUP_ELEM, members)", errno);
   }
-  return std::min(all.recorded_for, in_ms(now > member.taken_in ? now - member.taken_in : 0));
+  // one that found no place may be forgotten before it is over
+  const std::uint32_t zero = 0;
+  table::flow_user user{};
+  table::flow_counts counts{};
+  static_cast<void>(bpf_map_lookup_elem(object.map("flow_users"), &member.key.uid, &user));
+  if (bpf_map_lookup_elem(object.map("flow_counts"), &zero, &counts) != 0) {
+    return bpf_fail("bpf(BPF_MAP_LOOKUP_ELEM, flow_counts)", errno);
+  }
+  const std::uint64_t since = std::max({static_cast<std::uint64_t>(member.taken_in),
+                                        static_cast<std::uint64_t>(user.full_last),
+                                        static_cast<std::uint64_t>(counts.full_last)});
+  return std::min(all.recorded_for, in_ms(now > since ? now - since : 0));
 }
 
 }  // namespace reuseport::option

@@ -32,6 +32,9 @@ typedef __u64 u64;
 #define TCP_CLOSE	7
 #define TCP_LISTEN	10
 
+/* of a kernel with the option itself; others look at no flag */
+#define BPF_SK_REUSEPORT_F_FLOW	1
+
 #define EPERM		1
 #define ENOENT		2
 #define EAGAIN		11
@@ -162,6 +165,12 @@ struct sock_reuseport {
 	unsigned int synq_overflow_ts;
 	unsigned int reuseport_id;
 	struct bpf_prog *prog;
+};
+
+/* ... of a kernel with the option itself: where in socks[] two sections end */
+struct sock_reuseport___patched {
+	u16 num_on;
+	u16 num_ready;
 };
 
 /* include/linux/cgroup-defs.h, include/linux/kernfs.h */

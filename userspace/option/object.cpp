@@ -4,9 +4,11 @@
 #include <bpf/bpf.h>
 #include <bpf/btf.h>
 #include <fcntl.h>
+#include <net/if.h>
 #include <netinet/in.h>
 #include <poll.h>
 #include <sched.h>
+#include <sys/ioctl.h>
 #include <sys/random.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -126,15 +128,104 @@ Status in_netns(int netns, const std::function<Status()>& body) {
   return result;
 }
 
-Status refuse_own_option() {
+bool has_own_option() {
   const Fd fd(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
   reuseport_listen_info info{};
   socklen_t len = sizeof(info);
-  if (fd && ::getsockopt(fd.get(), SOL_SOCKET, SO_REUSEPORT_LISTEN_OFF, &info, &len) == 0 &&
-      (info.flags & REUSEPORT_LISTEN_F_BPF) == 0) {
-    return fail("start", EEXIST, own_option);
+  return fd && ::getsockopt(fd.get(), SOL_SOCKET, SO_REUSEPORT_LISTEN_OFF, &info, &len) == 0 &&
+         (info.flags & REUSEPORT_LISTEN_F_BPF) == 0;
+}
+
+Status refuse_own_option() {
+  return has_own_option() ? fail("start", EEXIST, own_option) : Status{};
+}
+
+namespace {
+
+/// A UDP socket on loopback with SO_REUSEPORT, on @p port or, where that is 0, on one that is
+/// stored there.
+Result<Fd> open_member(std::uint16_t& port) {
+  Fd fd(::socket(AF_INET, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+  const int one = 1;
+  sockaddr_in at{};
+  at.sin_family = AF_INET;
+  at.sin_port = port;
+  at.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t len = sizeof(at);
+  if (!fd || ::setsockopt(fd.get(), SOL_SOCKET, SO_REUSEPORT, &one, sizeof(one)) != 0 ||
+      ::bind(fd.get(), reinterpret_cast<const sockaddr*>(&at), sizeof(at)) != 0 ||
+      ::getsockname(fd.get(), reinterpret_cast<sockaddr*>(&at), &len) != 0) {
+    return fail("bind a UDP socket", errno);
   }
-  return {};
+  port = at.sin_port;
+  return fd;
+}
+
+Status raise_loopback(const Fd& any) {
+  ifreq lo{};
+  std::strcpy(static_cast<char*>(lo.ifr_name), "lo");
+  lo.ifr_flags = IFF_UP;
+  return ::ioctl(any.get(), SIOCSIFFLAGS, &lo) == 0 ? Status{} : fail("ioctl(SIOCSIFFLAGS)", errno);
+}
+
+/// In a network namespace of its own: who gets a datagram that a program gives to a socket that is
+/// OFF, beside one that is ON.
+Status send_to_one_that_is_off(const Object& object) {
+  std::uint16_t port = 0;
+  const auto off = open_member(port);
+  const auto on = off ? open_member(port) : tl::unexpected(off.error());
+  if (!on) {
+    return tl::unexpected(on.error());
+  }
+  if (auto up = raise_loopback(*on); !up) {
+    return up;
+  }
+  const std::uint32_t zero = 0;
+  const auto value = static_cast<std::uint64_t>(off->get());
+  if (bpf_map_update_elem(object.map("datagrams"), &zero, &value, BPF_NOEXIST) != 0) {
+    return bpf_fail("bpf(BPF_MAP_UPDATE_ELEM, datagrams)", errno);
+  }
+  const int program = object.program("name_first");
+  const int mode = REUSEPORT_LISTEN_OFF;
+  if (::setsockopt(off->get(), SOL_SOCKET, SO_ATTACH_REUSEPORT_EBPF, &program, sizeof(program)) !=
+      0) {
+    return fail("setsockopt(SO_ATTACH_REUSEPORT_EBPF)", errno);
+  }
+  if (::setsockopt(off->get(), SOL_SOCKET, SO_REUSEPORT_LISTEN_OFF, &mode, sizeof(mode)) != 0) {
+    return fail("setsockopt(SO_REUSEPORT_LISTEN_OFF)", errno);
+  }
+  sockaddr_in to{};
+  socklen_t len = sizeof(to);
+  ::getsockname(on->get(), reinterpret_cast<sockaddr*>(&to), &len);
+  const Fd client(::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+  if (::sendto(client.get(), "", 1, 0, reinterpret_cast<const sockaddr*>(&to), len) != 1) {
+    return fail("sendto", errno);
+  }
+  std::array<pollfd, 2> ready{pollfd{off->get(), POLLIN, 0}, pollfd{on->get(), POLLIN, 0}};
+  if (::poll(ready.data(), ready.size(), 5000) < 1) {
+    return fail("try BPF_SK_REUSEPORT_F_FLOW", ETIMEDOUT, "a datagram on loopback was lost");
+  }
+  return ready[0].revents != 0 ? Status{}
+                               : fail("try BPF_SK_REUSEPORT_F_FLOW", EEXIST, no_flow_flag);
+}
+
+}  // namespace
+
+Status try_flow_flag() {
+  auto object = Object::open(GroupSize::normal, false);
+  if (!object) {
+    return tl::unexpected(object.error());
+  }
+  object->only({"name_first"});
+  if (auto ok = object->load(); !ok) {
+    return ok;
+  }
+  Status result;
+  std::thread([&] {
+    result = ::unshare(CLONE_NEWNET) == 0 ? send_to_one_that_is_off(*object)
+                                          : Status(fail("unshare(CLONE_NEWNET)", errno));
+  }).join();
+  return result;
 }
 
 Result<std::uint64_t> cookie_of(int fd) {
@@ -173,7 +264,8 @@ Result<Object> Object::open(GroupSize size, bool sees_closing, std::uint32_t flo
 
   // a session has its own tables: it need not reserve room for other users
   const std::uint32_t of_one_uid = sees_closing ? MAX_MEMBERS / 4 : MAX_MEMBERS;
-  const table::settings settings{jiffies_per_second(), of_one_uid, sees_closing ? 1U : 0U};
+  const table::settings settings{jiffies_per_second(), of_one_uid, sees_closing ? 1U : 0U,
+                                 has_own_option() ? 1U : 0U};
   bpf_map* map = bpf_object__find_map_by_name(o.object_.get(), ".rodata.settings");
   if (map == nullptr || bpf_map__set_initial_value(map, &settings, sizeof(settings)) != 0) {
     return fail("open the BPF object", EINVAL, "it is not the object this program was built with");

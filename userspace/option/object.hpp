@@ -34,10 +34,18 @@ namespace reuseport::option {
 /// An Error of a BPF call, with a hint if there is one.
 [[nodiscard]] tl::unexpected<Error> bpf_fail(std::string call, int errnum);
 
-/// The hint of refuse_own_option()'s error.
+/// The hints of the errors of refuse_own_option() and try_flow_flag().
 inline constexpr const char* own_option = "the kernel has SO_REUSEPORT_LISTEN_OFF itself";
+inline constexpr const char* no_flow_flag =
+    "the kernel has SO_REUSEPORT_LISTEN_OFF itself, but lets no BPF program select a socket that "
+    "is not ON (BPF_SK_REUSEPORT_F_FLOW): UDP flows cannot be kept there";
+/// Whether this kernel has the option itself.
+[[nodiscard]] bool has_own_option();
 /// EEXIST if the kernel has the option itself, which takes precedence.
 [[nodiscard]] Status refuse_own_option();
+/// On a kernel with the option itself: tries whether a program may select a UDP socket that is not
+/// ON (BPF_SK_REUSEPORT_F_FLOW). EEXIST: it may not.
+[[nodiscard]] Status try_flow_flag();
 
 /// Runs @p body in the network namespace @p netns (-1: the caller's), in its own thread, so that
 /// the caller's namespace does not change.
@@ -124,7 +132,7 @@ class Object {
 /// The clock of flow::last and member::taken_in, in ns.
 [[nodiscard]] Result<std::uint64_t> flow_clock(const Object& object);
 
-/// How long flows of a member have been recorded, at @p now of flow_clock(); @p all is flows_of().
+/// How long all flows of a member have been known, at @p now of flow_clock(); @p all is flows_of().
 [[nodiscard]] Result<std::chrono::milliseconds> known_for(const Object& object,
                                                           std::uint64_t cookie, std::uint64_t now,
                                                           const Flows& all);

@@ -3,7 +3,8 @@
  * SO_REUSEPORT_LISTEN_OFF for a kernel that does not have it.
  *
  *	choose		sk_lookup: which listener a new connection gets
- *	choose_datagram	which UDP socket a datagram gets; choose_flow: with flows
+ *	choose_datagram	which UDP socket a datagram gets; choose_flow: with flows,
+ *			also beside the option of the kernel itself
  *	set_option	the option itself, for the processes of a cgroup; and
  *	get_option	see_bound, see_listening, see_closing: its listeners
  *	call_*		the same for a tool, by BPF_PROG_TEST_RUN
@@ -623,7 +624,6 @@ static long try_datagram(u32 i, struct datagram_choice *c)
 	int wanted = count_in(counts, ON) ? ON : STANDBY;
 	u32 n = count_in(counts, wanted), index;
 	const struct sock *sk;
-	struct member *m;
 	struct slot *s;
 	u64 cookie;
 
@@ -639,10 +639,8 @@ static long try_datagram(u32 i, struct datagram_choice *c)
 	    /* connected: a flow, not a listener */
 	    BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_ESTABLISHED)
 		return 0;
-	m = bpf_map_lookup_elem(&members, &cookie);
-	if (!m)
+	if (!index_of(cookie, &index))
 		return 0;
-	index = m->index;
 	/* also fails for a socket outside the group of this lookup */
 	if (bpf_sk_select_reuseport(c->ctx, &datagrams, &index, 0))
 		return 0;
@@ -688,7 +686,19 @@ int choose_datagram(struct sk_reuseport_md *ctx)
 SEC("sk_reuseport")
 int choose_flow(struct sk_reuseport_md *ctx)
 {
-	return follow_flow(ctx) ? SK_PASS : choose_by_mode(ctx);
+	if (follow_flow(ctx) || settings.kernel_chooses)
+		return SK_PASS;
+	return choose_by_mode(ctx);
+}
+
+/* For user space, which tries whether the kernel lets a program name any. */
+SEC("sk_reuseport")
+int name_first(struct sk_reuseport_md *ctx)
+{
+	u32 zero = 0;
+
+	bpf_sk_select_reuseport(ctx, &datagrams, &zero, BPF_SK_REUSEPORT_F_FLOW);
+	return SK_PASS;
 }
 
 /*
@@ -1243,6 +1253,23 @@ int call_set_mode(struct __sk_buff *skb)
 	return 0;
 }
 
+/* As the kernel counts them, where it has the option itself. */
+static __always_inline void tell_counts(const struct sock *sk,
+					struct reuseport_listen_info *info)
+{
+	const struct sock_reuseport___patched *patched;
+	u16 on, ready;
+
+	patched = (const void *)BPF_CORE_READ(sk, sk_reuseport_cb);
+	if (!patched || !bpf_core_field_exists(patched->num_ready))
+		return;
+	on = BPF_CORE_READ(patched, num_on);
+	ready = BPF_CORE_READ(patched, num_ready);
+	info->group_on = on;
+	info->group_standby = ready - on;
+	info->group_off = num_socks_of(sk) - ready;
+}
+
 SEC("tc")
 int call_get_info(struct __sk_buff *skb)
 {
@@ -1263,7 +1290,10 @@ int call_get_info(struct __sk_buff *skb)
 	call->error = -EINVAL;
 	if (!sk || !is_hashed(slot_at(g, m->slot), cookie, g->protocol))
 		return 0;
-	tell(sk, m, g, &info);
+	if (settings.kernel_chooses)
+		tell_counts(sk, &info);
+	else
+		tell(sk, m, g, &info);
 	call->error = 0;
 	call->info = info;
 	known = count_all(g->counts);

@@ -5,6 +5,9 @@
 //   programs/NAME             what the next tool needs, so that it loads only choose()
 //   cgroups/ID/PROGRAM        links of the programs of a cgroup
 //   namespaces/COOKIE/choose  link of sk_lookup in a network namespace
+//
+// Where the kernel has the option itself, the flows of UDP sockets are all that is enabled: neither
+// choose() nor the hooks of modes are there.
 #include <arpa/inet.h>
 #include <bpf/bpf.h>
 #include <fcntl.h>
@@ -25,6 +28,7 @@
 #include <fstream>
 #include <map>
 #include <sstream>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -50,19 +54,22 @@ struct Hook {
   const char* program;
   bpf_attach_type type;
   bool of_flows = false;  ///< only if UDP flows are recorded
+  bool of_modes = true;   ///< not if the kernel has the option itself
 };
-constexpr std::array hooks = {Hook{"see_closing", BPF_CGROUP_INET_SOCK_RELEASE},
+constexpr std::array hooks = {Hook{"see_closing", BPF_CGROUP_INET_SOCK_RELEASE, false, false},
                               Hook{"see_listening", BPF_CGROUP_SOCK_OPS},
                               Hook{"see_bound4", BPF_CGROUP_INET4_POST_BIND},
                               Hook{"see_bound6", BPF_CGROUP_INET6_POST_BIND},
                               Hook{"get_option", BPF_CGROUP_GETSOCKOPT},
                               Hook{"set_option", BPF_CGROUP_SETSOCKOPT},
-                              Hook{"record_flow4", BPF_CGROUP_UDP4_SENDMSG, true},
-                              Hook{"record_flow6", BPF_CGROUP_UDP6_SENDMSG, true}};
+                              Hook{"record_flow4", BPF_CGROUP_UDP4_SENDMSG, true, false},
+                              Hook{"record_flow6", BPF_CGROUP_UDP6_SENDMSG, true, false}};
 std::vector<Hook> hooks_of(bool flows) {
+  const bool modes = !has_own_option();
   std::vector<Hook> some;
-  std::ranges::copy_if(hooks, std::back_inserter(some),
-                       [&](const Hook& hook) { return flows || !hook.of_flows; });
+  std::ranges::copy_if(hooks, std::back_inserter(some), [&](const Hook& hook) {
+    return (flows || !hook.of_flows) && (modes || !hook.of_modes);
+  });
   return some;
 }
 /// What the next tool needs besides the hooks. choose() is loaded for each namespace.
@@ -273,6 +280,7 @@ Status write_about(const Object& object, const table::about& about) {
   return {};
 }
 
+/// Whether a cgroup that is enabled has all of its programs.
 bool all_pinned(const std::string& cgroup, bool flows) {
   return std::ranges::all_of(hooks_of(flows), [&](const Hook& hook) {
     const Fd link = pinned(cgroup + "/" + hook.program);
@@ -398,7 +406,8 @@ Status replace_others(const Object& object, const table::about& about, const std
   }
   for (const auto cookie : keys_of<std::uint64_t>(object.map("namespaces"))) {
     table::look look{};
-    if (cookie == netns || bpf_map_lookup_elem(object.map("namespaces"), &cookie, &look) != 0) {
+    if (has_own_option() || cookie == netns ||
+        bpf_map_lookup_elem(object.map("namespaces"), &cookie, &look) != 0) {
       continue;
     }
     const auto chooser = load_object(about, GroupSize::normal, {"choose"});
@@ -417,9 +426,36 @@ Status replace_others(const Object& object, const table::about& about, const std
   return {};
 }
 
+/// An enabled cgroup that still exists but lacks a program, so that no count of its flows is true.
+/// Empty: none.
+std::string lacks_a_hook(bool flows) {
+  for (const std::string& name : names_in("cgroups")) {
+    if (!all_pinned("cgroups/" + name, flows) && open_cgroup(std::stoull(name))) {
+      return path_of_cgroup(std::stoull(name));
+    }
+  }
+  return {};
+}
+
+/// What a killed tool may leave: datagrams are looked up in a table of flows that nobody keeps.
+bool looks_for_flows_in_vain() {
+  const Fd map = pinned("maps/datagram_chooser");
+  const std::uint32_t zero = 0;
+  std::uint32_t id = 0;
+  if (flows_pinned() || !map || bpf_map_lookup_elem(map.get(), &zero, &id) != 0) {
+    return false;
+  }
+  const Fd program(bpf_prog_get_fd_by_id(id));
+  bpf_prog_info info{};
+  std::uint32_t len = sizeof(info);
+  return program && bpf_obj_get_info_by_fd(program.get(), &info, &len) == 0 &&
+         std::string_view(static_cast<const char*>(info.name)) == "choose_flow";
+}
+
 /// Adopts the listeners of the caller's namespace.
 Status adopt_all(const Object& object, const FindDescriptors& find, Enabled& done) {
-  const auto cookies = object.find_listeners();
+  const auto cookies =
+      has_own_option() ? Result<std::vector<std::uint64_t>>() : object.find_listeners();
   if (!cookies) {
     return tl::unexpected(cookies.error());
   }
@@ -529,8 +565,22 @@ std::uint64_t inode_of_netns(const std::string& below) {
 /// Whether that namespace has its program and its entry in the table.
 bool is_enabled(const Object& object, const std::string& in, std::uint64_t netns) {
   table::look look{};
-  return inode_of_netns(in + "/choose") != 0 &&
+  return (has_own_option() || inode_of_netns(in + "/choose") != 0) &&
          bpf_map_lookup_elem(object.map("namespaces"), &netns, &look) == 0;
+}
+
+/// Attaches choose() there.
+Result<bool> attach_chooser(const Object& chooser, const table::look& look, const std::string& in,
+                            int netns) {
+  if (auto ok = chooser.look_at(look); !ok) {
+    return tl::unexpected(ok.error());
+  }
+  ::mkdir(pin(in).c_str(), 0700);
+  auto fresh = attach(in + "/choose", chooser.program("choose"), netns, BPF_SK_LOOKUP);
+  if (!fresh) {
+    ::rmdir(pin(in).c_str());
+  }
+  return fresh;
 }
 
 /// Keeps the directory itself, which is locked.
@@ -588,6 +638,7 @@ Result<std::vector<GroupState>> groups_of(const Object& object, std::size_t size
     }
   }
   std::vector<GroupState> groups;
+  const bool own = has_own_option();
   std::vector<char> bytes(offsetof(table::group, slots) + size * sizeof(table::slot));
   for (const auto& [key, cookie] : found) {
     if (bpf_map_lookup_elem(object.map("groups"), &key, bytes.data()) != 0) {
@@ -615,6 +666,11 @@ Result<std::vector<GroupState>> groups_of(const Object& object, std::size_t size
       return tl::unexpected(ran.error());
     }
     state.unknown = call.error == 0 ? call.unknown : 0;
+    if (own) {
+      state.on = call.info.group_on;
+      state.standby = call.info.group_standby;
+      state.off = call.info.group_off;
+    }
     if (flows && key.protocol == IPPROTO_UDP) {
       state.flows = flows_in[key];
     }
@@ -665,8 +721,11 @@ Result<Enabled> enable(int cgroup, int netns, GroupSize size, const FindDescript
     return fail("enable", EOPNOTSUPP, "not a cgroup2 directory");
   }
   const auto cgroup_id = static_cast<std::uint64_t>(directory.st_ino);
-  if (auto ok = refuse_own_option(); !ok) {
-    return tl::unexpected(ok.error());
+  const bool own = has_own_option();
+  if (own && !flows_pinned()) {
+    if (auto ok = flows ? try_flow_flag() : refuse_own_option(); !ok) {
+      return tl::unexpected(ok.error());
+    }
   }
   const auto locked = make_and_lock();
   if (!locked) {
@@ -689,6 +748,8 @@ Result<Enabled> enable(int cgroup, int netns, GroupSize size, const FindDescript
   const bool had_flows = flows_pinned();
   done.flows = had_flows || flows;
   const bool new_flows = done.flows && !had_flows;
+  const bool half_way =
+      !done.first && (looks_for_flows_in_vain() || (had_flows && !lacks_a_hook(true).empty()));
   if (!done.flows || new_flows) {
     take_away_flows();
   }
@@ -714,16 +775,18 @@ Result<Enabled> enable(int cgroup, int netns, GroupSize size, const FindDescript
   // replace programs of another build, keep those of this one
   const GroupSize built = *about ? static_cast<GroupSize>((*about)->group_size) : size;
   const std::uint64_t build = build_of(built);
-  bool replace = done.first || (*about)->build != build || new_flows;
+  bool replace = done.first || (*about)->build != build || new_flows || half_way;
   if (!replace) {
     object = pinned_object();
     replace = !object;  // something is gone
   }
   if (replace) {
     std::vector<std::string> programs = lasting_programs(done.flows);
-    for (const char* name :
-         {"choose", "choose_datagram", "call_find_rcu", "call_grace_period", "call_begin"}) {
-      programs.emplace_back(name);
+    programs.emplace_back("call_begin");
+    for (const char* name : {"choose", "choose_datagram", "call_find_rcu", "call_grace_period"}) {
+      if (!own) {
+        programs.emplace_back(name);
+      }
     }
     if (done.flows) {
       programs.emplace_back("choose_flow");
@@ -737,19 +800,24 @@ Result<Enabled> enable(int cgroup, int netns, GroupSize size, const FindDescript
     if (auto ok = new_flows ? object->begin_flows(wanted) : Status{}; !ok) {
       return failed(ok.error());
     }
-    if (auto ok = object->see_grace_periods(); !ok) {
+    if (auto ok = own ? Status{} : object->see_grace_periods(); !ok) {
       return failed(ok.error());
     }
     if (auto ok = object->begin(); !ok) {
       return failed(ok.error());
     }
   }
-  const auto look = look_of(*object, netns);
+  auto look = look_of(*object, netns);
   if (!look) {
     return failed(look.error());
   }
   const Fd own_netns(netns < 0 ? ::open("/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC) : -1);
   const int namespace_fd = netns < 0 ? own_netns.get() : netns;
+  struct stat where {};
+  if (::fstat(namespace_fd, &where) != 0) {
+    return failed(Error{"fstat(/proc/thread-self/ns/net)", errno, {}});
+  }
+  look->inode = static_cast<std::uint32_t>(where.st_ino);
   if (done.first) {
     table::about now{};
     now.version = TABLE_VERSION;
@@ -765,25 +833,21 @@ Result<Enabled> enable(int cgroup, int netns, GroupSize size, const FindDescript
   const std::string in = "namespaces/" + std::to_string(look->netns);
   done.foreign = choosers_in(namespace_fd);
   const bool choose = replace || !is_enabled(*object, in, look->netns);
-  if (choose) {
+  if (own) {
+    done.new_namespace = !is_enabled(*object, in, look->netns);
+    ::mkdir(pin(in).c_str(), 0700);
+  } else if (choose) {
     auto other = replace ? Result<Object>() : load_object(*about, size, {"choose"});
     if (!other) {
       return failed(other.error());
     }
-    const Object& chooser = replace ? *object : *other;
-    if (auto ok = chooser.look_at(*look); !ok) {
-      return failed(ok.error());
-    }
-    ::mkdir(pin(in).c_str(), 0700);
-    const auto fresh =
-        attach(in + "/choose", chooser.program("choose"), namespace_fd, BPF_SK_LOOKUP);
+    const auto fresh = attach_chooser(replace ? *object : *other, *look, in, namespace_fd);
     if (!fresh) {
-      ::rmdir(pin(in).c_str());
       return failed(fresh.error());
     }
     done.new_namespace = *fresh;
   }
-  done.foreign -= done.new_namespace || done.foreign == 0 ? 0 : 1;
+  done.foreign -= own || done.new_namespace || done.foreign == 0 ? 0 : 1;
 
   const std::string of = "cgroups/" + std::to_string(cgroup_id);
   if (replace) {
@@ -831,7 +895,7 @@ Status disable(bool force) {
   if (!locked) {
     return tl::unexpected(locked.error());
   }
-  if (!force) {
+  if (!force && !has_own_option()) {  // else they keep their modes
     const auto now = state();
     if (!now) {
       return tl::unexpected(now.error());
@@ -865,9 +929,15 @@ Result<ScopeState> state() {
     const std::uint64_t id = std::stoull(name);
     state.cgroups.push_back({id, path_of_cgroup(id)});
   }
+  const Fd namespaces = pinned("maps/namespaces");
   for (const std::string& name : names_in("namespaces")) {
+    const std::uint64_t cookie = std::stoull(name);
+    table::look look{};
+    if (has_own_option()) {  // it is not known here whether it is gone
+      bpf_map_lookup_elem(namespaces.get(), &cookie, &look);
+    }
     state.namespaces.push_back(
-        {std::stoull(name), inode_of_netns("namespaces/" + name + "/choose")});
+        {cookie, has_own_option() ? look.inode : inode_of_netns("namespaces/" + name + "/choose")});
   }
   auto object = pinned_object();
   if (!object) {  // a tool was killed before it pinned them
@@ -921,6 +991,10 @@ Result<std::optional<Flows>> flows_here() {
   }
   if (!*about || !flows_pinned()) {
     return std::optional<Flows>();
+  }
+  if (const std::string cgroup = lacks_a_hook(true); !cgroup.empty()) {
+    return fail("count UDP flows", EAGAIN,
+                "the programs of " + cgroup + " are not all there: reuseportctl enable, once more");
   }
   const auto object = pinned_object();
   if (!object) {

@@ -59,7 +59,9 @@ Need need(const Error& error) {
   switch (error.errnum) {
     case EPERM:
     case EACCES: return Need::privilege;
-    case EEXIST: return error.hint == own_option ? Need::not_by_bpf : Need::nothing;
+    case EEXIST:
+      return error.hint == own_option || error.hint == no_flow_flag ? Need::not_by_bpf
+                                                                    : Need::nothing;
     case ESRCH:
     case EOPNOTSUPP:
     case ENOSYS: return Need::kernel;

@@ -398,6 +398,21 @@ static __always_inline void uncharge(u32 uid)
 		__sync_fetch_and_add(n, -1);
 }
 
+/*
+ * Where a member is in `datagrams`. The memory of one that has gone is another
+ * one's at once, but no cookie comes twice: what was read before it is found
+ * again, at the same place, is its own.
+ */
+static __always_inline bool index_of(u64 cookie, u32 *index)
+{
+	struct member *m = bpf_map_lookup_elem(&members, &cookie);
+
+	if (!m)
+		return false;
+	*index = *(volatile u32 *)&m->index;
+	return bpf_map_lookup_elem(&members, &cookie) == m;
+}
+
 static __always_inline struct group *find_or_make(const struct group_key *key)
 {
 	struct group *g = bpf_map_lookup_elem(&groups, key);

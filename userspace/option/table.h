@@ -163,8 +163,15 @@ struct flow_table {
 /* ... by programs only */
 struct flow_counts {
 	__u64 full;		/* datagrams whose flow got no place */
+	__u64 full_last;	/* ns: ... of the last one whose uid has no entry */
 	__u64 short_headers;	/* ... without a flow but with a short QUIC header */
 	__u32 hand;		/* the place to try next */
+	__u32 unused;
+};
+
+struct flow_user {
+	__u64 full_last;	/* ns: when a flow of this uid last found no place */
+	__u32 flows;		/* confirmed */
 	__u32 unused;
 };
 
@@ -199,6 +206,7 @@ struct settings {
 	__u32 hz;		/* jiffies a second */
 	__u32 members_per_uid;
 	__u32 sees_closing;	/* see_closing() is attached for all members */
+	__u32 kernel_chooses;	/* it has the option itself: flows alone are ours */
 };
 
 /* A namespace, for the program that chooses there. */
@@ -209,14 +217,14 @@ struct look {
 	__u32 lhash2_mask;
 	__u32 hash_mix;
 	__u32 seed;		/* of the selection */
-	__u32 unused;
+	__u32 inode;		/* of the namespace, for user space */
 };
 
 /*
  * Pinned with the maps. Programs of another version do not understand them: change
  * it with every struct above and with what programs do with them.
  */
-#define TABLE_VERSION	9
+#define TABLE_VERSION	10
 
 /* NOLINTEND(readability-identifier-naming) */
 
