@@ -161,7 +161,8 @@ Result<Fd> open_member(std::uint16_t& port) {
   return fd;
 }
 
-Status raise_loopback(const Fd& any) {
+Status raise_loopback() {
+  const Fd any(::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
   ifreq lo{};
   std::strcpy(static_cast<char*>(lo.ifr_name), "lo");
   lo.ifr_flags = IFF_UP;
@@ -171,14 +172,14 @@ Status raise_loopback(const Fd& any) {
 /// In a network namespace of its own: who gets a datagram that a program gives to a socket that is
 /// OFF, beside one that is ON.
 Status send_to_one_that_is_off(const Object& object) {
+  if (auto up = raise_loopback(); !up) {
+    return up;
+  }
   std::uint16_t port = 0;
   const auto off = open_member(port);
   const auto on = off ? open_member(port) : tl::unexpected(off.error());
   if (!on) {
     return tl::unexpected(on.error());
-  }
-  if (auto up = raise_loopback(*on); !up) {
-    return up;
   }
   const std::uint32_t zero = 0;
   const auto value = static_cast<std::uint64_t>(off->get());

@@ -429,9 +429,11 @@ Status replace_others(const Object& object, const table::about& about, const std
 /// An enabled cgroup that still exists but lacks a program, so that no count of its flows is true.
 /// Empty: none.
 std::string lacks_a_hook(bool flows) {
-  for (const std::string& name : names_in("cgroups")) {
-    if (!all_pinned("cgroups/" + name, flows) && open_cgroup(std::stoull(name))) {
-      return path_of_cgroup(std::stoull(name));
+  // by the map: a cgroup gets there after its programs are attached
+  const Fd map = pinned("maps/cgroups");
+  for (const auto id : map ? keys_of<std::uint64_t>(map.get()) : std::vector<std::uint64_t>()) {
+    if (!all_pinned("cgroups/" + std::to_string(id), flows) && open_cgroup(id)) {
+      return path_of_cgroup(id);
     }
   }
   return {};
