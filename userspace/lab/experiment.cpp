@@ -18,7 +18,7 @@ namespace {
 
 std::atomic<bool> interrupted_flag{false};
 
-constexpr std::uint16_t server_port = 80;  // the namespaces are ours alone
+constexpr std::uint16_t server_port = 80;  // nobody else uses these namespaces
 // Generous: on an emulated, busy machine an exec alone takes seconds.
 constexpr std::int64_t ready_bound = 180 * one_second;
 constexpr std::int64_t drain_bound = 180 * one_second;
@@ -101,7 +101,7 @@ Result<void> Experiment::wait_for_share(const Load& load, double share) {
   return {};
 }
 
-/// Reads what the leaving generations say and reaps those which ended.
+/// Reads messages of the leaving generations and reaps those that have ended.
 Result<void> Experiment::collect(bool all) {
   const auto bound = now_ns() + (all ? drain_bound : 0);
   do {
@@ -133,14 +133,14 @@ Result<void> Experiment::collect(bool all) {
   return error(interrupted() ? "interrupted" : "an old generation did not end");
 }
 
-/// What a process held when it said goodbye.
+/// The resources of a process at its end.
 void Experiment::note_usage(const nlohmann::json& bye) {
   measured_.most_descriptors =
       std::max(measured_.most_descriptors, bye.value("descriptors", std::int64_t{0}));
   measured_.most_rss_kb = std::max(measured_.most_rss_kb, bye.value("rss_kb", std::int64_t{0}));
 }
 
-/// Has the current generation let its listeners go, and waits until it has.
+/// Tells the current generation to retire its listeners, and waits until it has.
 Result<void> Experiment::drain() {
   if (auto told = current_->tell({{"do", "drain"}}); !told) {
     return told;
@@ -196,7 +196,7 @@ Result<void> Experiment::end_churn() {
   }
   auto said = churn_->event(now_ns() + ready_bound);
   if (!said || !*said) {
-    return error("churn: ended without a word");
+    return error("churn: ended without a message");
   }
   note_usage((*said)->json);
   measured_.stray = (*said)->json.value("accepted", std::uint64_t{0});
@@ -233,8 +233,8 @@ Result<void> Experiment::make_faults() {
   return {};
 }
 
-/// When to restart, as shares of the work. Evenly: the middle of equal parts, so that load
-/// surrounds every restart.
+/// When to restart, as fractions of the work. Evenly: in the middle of equal parts, so that there
+/// is load before and after every restart.
 std::vector<double> Experiment::restart_shares() {
   std::vector<double> shares(spec().restarts);
   for (unsigned i = 0; i < spec().restarts; ++i) {

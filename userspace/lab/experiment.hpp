@@ -25,10 +25,10 @@ struct ExperimentSpec {
   LinkDevice device = LinkDevice::automatic;
   unsigned restarts = 20;
   int listeners = 4;
-  double rate = 300;              ///< open loop, connections a second; 0: closed loop
+  double rate = 300;              ///< open loop, connections per second; 0: closed loop
   unsigned concurrency = 64;      ///< closed loop
   std::int64_t duration_ns = 0;   ///< restarts are spread over this time ...
-  std::uint64_t connections = 0;  ///< ... or, where not 0, over so many connections
+  std::uint64_t connections = 0;  ///< ... or, if not 0, over this many connections
   std::int64_t timeout_ns = 0;    ///< of one connection
   std::uint64_t seed = 1;
   bool random_restarts = false;  ///< at random instants drawn from the seed, not evenly spread
@@ -45,16 +45,17 @@ inline constexpr std::int64_t lost_too_many = std::numeric_limits<std::int64_t>:
 struct Measurement {
   ExperimentSpec spec;
   std::string device;     ///< Link::device(); empty in a sum over several links
-  std::string disturbed;  ///< see disturbance(); if not empty, nothing below is the method's doing
+  std::string disturbed;  ///< see disturbance(); if not empty, the figures below say nothing about
+                          ///< the method
   LoadResult load;
   unsigned restarts = 0;
-  /// p99.9 of connect, one for each round that was added up; `lost_too_many` where a thousandth of
-  /// the connections or more were lost, for then the thousandth slowest never was connected.
+  /// p99.9 of connect, one for each round that was added up; `lost_too_many` if a thousandth of the
+  /// connections or more were lost, because then the thousandth slowest was never connected.
   std::vector<std::int64_t> p999;
-  Histogram may_close;  ///< from "drain" to "may close", one a restart
+  Histogram may_close;  ///< from "drain" to "may close", one per restart
   std::map<std::string, unsigned>
-      outcomes;                 ///< what the old generations' drains came to, restarts each
-  std::uint64_t left = 0;       ///< connections a drain gave up on, as it reported
+      outcomes;            ///< outcomes of the old generations' drains, with the number of restarts
+  std::uint64_t left = 0;  ///< connections a drain gave up on, as it reported
   std::uint64_t cut_short = 0;  ///< accepted connections the old process gave up on
   std::int64_t elapsed_ns = 0;
   std::int64_t most_descriptors = 0;  ///< an old generation or the churn had open at its end
@@ -65,7 +66,7 @@ struct Measurement {
   unsigned stalls = 0;
 };
 
-/// Where an experiment stands, for a progress line.
+/// The progress of an experiment.
 struct Progress {
   unsigned restarts;
   std::uint64_t connections;
@@ -73,8 +74,8 @@ struct Progress {
 };
 using OnProgress = std::function<void(const Progress&)>;
 
-/// Builds link and servers, runs the load over the restarts and takes everything down again, also
-/// on error. An error means that nothing was measured, and says why in one line.
+/// Sets up link and servers, runs the load over the restarts and removes everything again, also on
+/// error. An error means that nothing was measured, and says why in one line.
 Result<Measurement> run_experiment(const ExperimentSpec& spec, const OnProgress& on_progress);
 
 /// Makes run_experiment() give up at the next poll (SIGINT, SIGTERM). Async-signal-safe.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// restart-lab: what clients see while a server with SO_REUSEPORT listeners is restarted.
+// restart-lab: what clients see while a server with SO_REUSEPORT listeners restarts.
 #include <fmt/core.h>
 #include <sys/wait.h>
 
@@ -31,7 +31,7 @@ void watch_signals() {
   sigaction(SIGHUP, &action, nullptr);
 }
 
-/// Accepts only a link parse_link() understands, and says why otherwise.
+/// Accepts only links that parse_link() understands; otherwise reports the reason.
 std::string check_link(const std::string& text) {
   const auto link = parse_link(text);
   return link ? std::string{} : link.error().text;
@@ -50,7 +50,7 @@ int list_methods() {
   return exit_passed;
 }
 
-/// An error on stderr, or nothing.
+/// Prints an error, if any, on stderr.
 int done_or_say(const Result<void>& done) {
   if (!done) {
     fmt::print(stderr, "restart-lab: {}\n", done.error().text);
@@ -95,41 +95,41 @@ struct RunWords {
 };
 
 void add_common(CLI::App& app, RunOptions& run, RunWords& words) {
-  app.add_option("--rate", run.spec.rate, "new connections a second, open loop")
+  app.add_option("--rate", run.spec.rate, "new connections per second, open loop")
       ->check(CLI::Range(1.0, 1e6))
       ->capture_default_str();
   app.add_option("--timeout", words.timeout_s, "seconds until a connection counts as timed out")
       ->check(CLI::Range(0.1, 120.0))
       ->capture_default_str();
-  app.add_option("--seed", run.spec.seed, "seed of all that is random")->capture_default_str();
+  app.add_option("--seed", run.spec.seed, "seed of everything random")->capture_default_str();
   app.add_option("--device", words.device,
-                 "of links with delay; auto: veth with netem where the kernel has it, else tun")
+                 "for links with delay; auto: veth with netem if the kernel has it, else tun")
       ->check(CLI::IsMember({"auto", "veth", "tun"}))
       ->capture_default_str();
-  app.add_option("--attempts", run.attempts, "how often a run is tried that the machine disturbs")
+  app.add_option("--attempts", run.attempts, "attempts for a run that the machine disturbs")
       ->check(CLI::Range(1, 100))
       ->capture_default_str();
   app.add_option("--json", run.json, "write everything measured to this file");
 }
 
-/// Of a run whose length is known.
+/// For a run of known length.
 void add_planned(CLI::App& app, RunOptions& run, RunWords& words) {
   add_common(app, run, words);
   app.add_option("--link", words.links,
-                 "loopback, or RTT in ms and loss in % each way (20ms, 20ms/1%), by commas")
+                 "loopback, or RTT in ms and loss in % per direction (20ms, 20ms/1%); a list")
       ->delimiter(',')
       ->check(check_link)
       ->capture_default_str();
-  app.add_option("--restarts", run.spec.restarts, "restarts of each method")
+  app.add_option("--restarts", run.spec.restarts, "restarts for each method")
       ->check(CLI::Range(1, 1000000))
       ->capture_default_str();
-  app.add_option("--listeners", run.spec.listeners, "listeners a generation opens")
+  app.add_option("--listeners", run.spec.listeners, "listeners of each generation")
       ->check(CLI::Range(1, 64))
       ->capture_default_str();
   app.add_option("--duration", words.duration_s, "seconds of load for each method")
       ->check(CLI::Range(0.1, 86400.0))
       ->capture_default_str();
-  app.add_option("--expect", words.expect, "fail with 3 unless the kernel is of this kind")
+  app.add_option("--expect", words.expect, "exit with 3 unless the kernel is of this kind")
       ->check(CLI::IsMember({"supported", "not-in-kernel"}));
 }
 
@@ -137,21 +137,21 @@ void add_run(CLI::App& app, RunOptions& run, RunWords& words) {
   words.links = {"loopback", "1ms", "20ms", "100ms", "1ms/1%", "20ms/1%", "100ms/1%"};
   run.spec.restarts = 100;
   add_planned(app, run, words);
-  app.add_option("--method", words.methods, "which, separated by commas (default: all)")
+  app.add_option("--method", words.methods, "methods, separated by commas (default: all)")
       ->delimiter(',')
       ->check(check_method);
   app.add_option("--connections", run.spec.connections,
-                 "connections of each method, spread over the links, instead of --duration")
+                 "connections for each method, spread over the links, instead of --duration")
       ->check(CLI::Range(std::uint64_t{1}, std::uint64_t{1} << 40U));
   auto* closed = app.add_flag("--closed-loop", words.closed_loop,
-                              "each client begins anew when its last connection ended");
+                              "each client connects again when its last connection has ended");
   app.add_option("--concurrency", run.spec.concurrency, "clients of the closed loop")
       ->check(CLI::Range(1, 100000))
       ->needs(closed)
       ->capture_default_str();
   app.add_option("--rounds", run.rounds,
-                 "the methods take turns so often on each link, in an order drawn from the seed;\n"
-                 "what disturbs the machine for a while then meets all of them")
+                 "how often the methods take turns on each link, in an order drawn from the seed,\n"
+                 "so that a disturbance of the machine affects all of them")
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();
 }
@@ -161,7 +161,7 @@ void add_demo(CLI::App& app, RunOptions& demo, RunWords& words) {
   words.duration_s = 10;
   words.timeout_s = 5;
   demo.brief = true;
-  // No latencies are judged, so only what may cost a connection its timeout disturbs.
+  // Latencies are not judged, so only what may cause a timeout counts as a disturbance.
   demo.spec.limits.late_p99_ns = one_second;
   demo.spec.limits.stall_ns = 2 * one_second;
   demo.spec.limits.overrun = 8;
@@ -189,11 +189,11 @@ void add_soak(CLI::App& app, RunOptions& soak, RunWords& words) {
   words.timeout_s = 60;
   words.hours = 1;
   soak.spec.rate = 100;
-  // No latencies are judged, so only what may cost a connection its timeout disturbs.
+  // Latencies are not judged, so only what may cause a timeout counts as a disturbance.
   soak.spec.limits.late_p99_ns = one_second;
   soak.spec.limits.stall_ns = 10 * one_second;
   add_common(app, soak, words);
-  app.add_option("--hours", words.hours, "how long; the last round is finished")
+  app.add_option("--hours", words.hours, "how long; finishes the last round")
       ->check(CLI::Range(0.0001, 10000.0))
       ->capture_default_str();
 }
@@ -257,30 +257,30 @@ int main(int argc, char** argv) {
   };
   std::array<Preset, 4> presets{};
   auto& [run, demo, udp, soak] = presets;
-  run.command = app.add_subcommand("run", "every method on the same work, in one table");
+  run.command = app.add_subcommand("run", "run every method under the same load, in one table");
   add_run(*run.command, run.options, run.words);
   demo.command =
-      app.add_subcommand("demo", "run, but only plain close against the drain by the option, 20 s");
+      app.add_subcommand("demo", "run only plain close and the drain by the option, 20 s");
   add_demo(*demo.command, demo.options, demo.words);
   udp.command = app.add_subcommand(
       "udp", "run, but UDP flows: plain close, the option, and the option with flows; 3 minutes");
   add_udp(*udp.command, udp.options, udp.words);
   soak.command = app.add_subcommand(
-      "soak", "run, but listen-off in random rounds with churn and faults, to the first loss");
+      "soak", "run listen-off in random rounds with churn and faults, until the first loss");
   add_soak(*soak.command, soak.options, soak.words);
 
   std::vector<std::string> files;
   std::uint64_t connections = 0;
   std::uint64_t restarts = 0;
   auto* sum_command = app.add_subcommand("sum", "add up the counts of several runs");
-  sum_command->add_option("--connections", connections, "listen-off must have had so many");
+  sum_command->add_option("--connections", connections, "listen-off must have had at least N");
   sum_command->add_option("--restarts", restarts, "and so many restarts");
-  sum_command->add_option("files", files, "what run --json wrote")->required();
+  sum_command->add_option("files", files, "output of run --json")->required();
 
   std::string json;
   std::string svg;
-  auto* plot_command = app.add_subcommand("plot", "draw losses and latency of a run, by gnuplot");
-  plot_command->add_option("json", json, "what run --json wrote")->required();
+  auto* plot_command = app.add_subcommand("plot", "draw losses and latency of a run with gnuplot");
+  plot_command->add_option("json", json, "output of run --json")->required();
   plot_command->add_option("svg", svg, "the picture")->required();
 
   std::string link;
@@ -288,7 +288,7 @@ int main(int argc, char** argv) {
   std::vector<std::string> command;
   auto* link_command = app.add_subcommand(
       "link",
-      "run a command in a namespace of its own, behind a link\n"
+      "run a command in its own namespace, behind a link\n"
       "to another: nsenter --net=$LAB_SERVER_NS starts what $LAB_ADDRESS reaches");
   link_command->add_option("--seed", seed, "of the losses")->capture_default_str();
   link_command->add_option("link", link, "as in run --link")->required()->check(check_link);

@@ -28,9 +28,9 @@ enum class RestartMethod : std::uint8_t {
 struct MethodInfo {
   RestartMethod method;
   std::string_view name;
-  std::string_view what;        ///< one line for --help and the README
+  std::string_view what;        ///< one line for `restart-lab methods`
   std::string_view privileges;  ///< beyond those of a server that opens its own sockets
-  int extra_processes;          ///< beside the two generations
+  int extra_processes;          ///< besides the two generations
 };
 
 inline constexpr std::array methods{
@@ -41,22 +41,22 @@ inline constexpr std::array methods{
     MethodInfo{RestartMethod::listen_off, "listen-off",
                "libreuseport's drain: SO_REUSEPORT_LISTEN_OFF, else its fallback", "none", 0},
     MethodInfo{RestartMethod::option_bpf, "option-bpf",
-               "libreuseport's drain, the option provided by BPF",
+               "libreuseport's drain, BPF provides the option",
                "CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON", 0},
     MethodInfo{RestartMethod::option_flows, "option-flows",
                "the same drain for UDP, after the flows of the old process are over (enable "
                "--udp-flows)",
                "CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON", 0},
     MethodInfo{RestartMethod::fd_pass, "fd-pass",
-               "the old process hands its listening sockets over (SCM_RIGHTS)", "none", 0},
+               "the old process passes its listening sockets on (SCM_RIGHTS)", "none", 0},
     MethodInfo{RestartMethod::socket_server, "socket-server",
-               "a process of its own holds the sockets and starts the servers", "none", 1},
+               "another process holds the sockets and starts the servers", "none", 1},
     MethodInfo{RestartMethod::qdisc_plug, "qdisc-plug",
                "SYNs wait in a plug qdisc while the listeners change", "CAP_NET_ADMIN (tc)", 0},
     MethodInfo{RestartMethod::uds_rename, "uds-rename",
-               "haproxy before a Unix socket that an atomic rename replaces", "none", 1},
+               "haproxy in front of a Unix socket that an atomic rename replaces", "none", 1},
     MethodInfo{RestartMethod::syncookies, "syncookies",
-               "net.ipv4.tcp_syncookies=2 meanwhile, then close", "CAP_NET_ADMIN (sysctl)", 0},
+               "net.ipv4.tcp_syncookies=2 for the time of the close", "CAP_NET_ADMIN (sysctl)", 0},
 };
 
 inline const MethodInfo& info(RestartMethod method) {
@@ -68,8 +68,7 @@ inline const MethodInfo& info(RestartMethod method) {
   return methods.front();
 }
 
-/// Does the old generation leave by libreuseport's drain, which must lose nothing where it has the
-/// option?
+/// Whether the old generation uses libreuseport's drain, which must lose nothing with the option.
 constexpr bool drains(RestartMethod method) {
   return method == RestartMethod::listen_off || method == RestartMethod::option_bpf ||
          method == RestartMethod::option_flows;
@@ -89,13 +88,13 @@ constexpr bool serves_tcp(RestartMethod method) {
   return method != RestartMethod::option_flows;
 }
 
-/// Does it empty its queues before it closes?
+/// Whether it empties its queues before it closes.
 constexpr bool sweeps(RestartMethod method) {
   return method == RestartMethod::sweep || method == RestartMethod::qdisc_plug ||
          method == RestartMethod::syncookies || method == RestartMethod::uds_rename;
 }
 
-/// Do the generations hold the same sockets, rather than each its own?
+/// Whether the generations share their sockets.
 constexpr bool shares_sockets(RestartMethod method) {
   return method == RestartMethod::fd_pass || method == RestartMethod::socket_server;
 }

@@ -40,7 +40,7 @@ bool is_expected(Expect expect, const KernelAnswer& kernel) {
   return true;
 }
 
-/// A line on stderr which is written over while work goes on; silent when stderr is no terminal.
+/// A progress line on stderr, overwritten each time; silent if stderr is not a terminal.
 class ProgressLine {
  public:
   explicit ProgressLine(const ExperimentSpec& spec)
@@ -68,8 +68,7 @@ class ProgressLine {
   bool shown_;
 };
 
-/// Restarts and connections are totals of a method; each link gets its share, and of that each
-/// round.
+/// Restarts and connections are totals per method, divided among the links and rounds.
 ExperimentSpec share(const RunOptions& options, RestartMethod method, std::size_t link,
                      unsigned round) {
   auto spec = options.spec;
@@ -87,7 +86,7 @@ ExperimentSpec share(const RunOptions& options, RestartMethod method, std::size_
   return spec;
 }
 
-/// Link by link, and on each the methods take turns.
+/// Link by link; on each link the methods take turns.
 std::vector<ExperimentSpec> grid(const RunOptions& options) {
   std::vector<ExperimentSpec> specs;
   for (std::size_t link = 0; link < options.links.size(); ++link) {
@@ -107,7 +106,7 @@ std::vector<ExperimentSpec> grid(const RunOptions& options) {
   return specs;
 }
 
-/// One run: experiments, what came of them, and the report.
+/// One run: experiments, their results, and the report.
 class Run {
  public:
   Run(const RunOptions& options, KernelAnswer kernel)
@@ -136,7 +135,8 @@ class Run {
     });
   }
 
-  /// One experiment, again while it is disturbed. Nothing: it is a gap now, or was interrupted.
+  /// One experiment, repeated while it is disturbed. Empty: it was not measured, or was
+  /// interrupted.
   std::optional<Measurement> measure(const ExperimentSpec& spec) {
     Gap gap{spec.method, spec.link, {}, false};
     for (unsigned attempt = 1; attempt <= options_.attempts && !interrupted(); ++attempt) {
@@ -164,7 +164,7 @@ class Run {
     return std::nullopt;
   }
 
-  /// The rounds of a method on a link are one row.
+  /// The rounds of a method on a link make one row.
   void keep(const Measurement& round) {
     fmt::print(stderr, "{} on {}: {} restarts, {} {}, {} lost, {:.0f} s\n",
                info(round.spec.method).name, round.spec.link.name(), round.restarts,
@@ -180,7 +180,7 @@ class Run {
     }
   }
 
-  /// Rounds until the time is up or something is wrong. One that was disturbed does not count.
+  /// Rounds until the time is up or a check fails. A disturbed round does not count.
   void soak() {
     const auto until = now_ns() + options_.soak_ns;
     LeakWatch leaks;
@@ -247,7 +247,7 @@ class Run {
     if (std::any_of(checks_.begin(), checks_.end(), [](const Check& c) { return !c.passed; })) {
       return exit_failed;
     }
-    // A soak goes on after a disturbed round.
+    // A soak continues after a disturbed round.
     const bool complete =
         !measured_.empty() && std::all_of(gaps_.begin(), gaps_.end(), [this](const Gap& gap) {
           return gap.disturbed && options_.soak_ns > 0;
@@ -269,11 +269,11 @@ int run(const RunOptions& options) {
   fmt::print("kernel: SO_REUSEPORT_LISTEN_OFF is {} ({})\n", kernel.word, kernel.why);
   std::fflush(stdout);
   if (!is_expected(options.expect, kernel)) {
-    fmt::print(stderr, "restart-lab: this is not the kernel that is wanted: {}\n", kernel.word);
+    fmt::print(stderr, "restart-lab: this is not the expected kernel: {}\n", kernel.word);
     return exit_unexpected;
   }
   if (geteuid() != 0) {
-    fmt::print(stderr, "restart-lab: makes network namespaces; run it as root\n");
+    fmt::print(stderr, "restart-lab: creates network namespaces; run it as root\n");
     return exit_permission;
   }
   auto chosen = options;

@@ -13,8 +13,8 @@ namespace lab {
 /// Exit codes of restart-lab.
 enum ExitCode : int {
   exit_passed = 0,        ///< all checks passed
-  exit_failed = 1,        ///< measured, and a check failed
-  exit_usage = 2,         ///< wrong command line
+  exit_failed = 1,        ///< a check failed
+  exit_usage = 2,         ///< usage error
   exit_unexpected = 3,    ///< the kernel is not the one --expect named
   exit_permission = 4,    ///< not root
   exit_not_measured = 5,  ///< a method could not be set up, the machine disturbed every attempt, or
@@ -22,10 +22,10 @@ enum ExitCode : int {
   exit_interrupted = 130,
 };
 
-/// What the library says about the running kernel.
+/// The library's probe of the running kernel.
 struct KernelAnswer {
   bool supported = false;  ///< by the kernel itself
-  bool in_doubt = false;   ///< neither supported nor plainly missing: number taken, blocked, error
+  bool in_doubt = false;   ///< neither supported nor missing: number taken, blocked, error
   std::string word;        ///< `supported`, `not in this kernel`, ...
   std::string why;
 };
@@ -38,8 +38,8 @@ struct RunOptions {
   std::vector<RestartMethod> methods;  ///< none: close, and the drain by the option, of the kernel
                                        ///< or else by BPF; UDP: with flows, too
   std::vector<LinkSpec> links;
-  unsigned rounds = 1;  ///< on each link the methods take turns so often, each time in a new order
-  unsigned attempts = 3;     ///< of a run that is disturbed
+  unsigned rounds = 1;  ///< how often the methods take turns on each link, each time in a new order
+  unsigned attempts = 3;     ///< for a disturbed run
   bool brief = false;        ///< demo: a short table, and latencies are not judged
   std::int64_t soak_ns = 0;  ///< soak: not 0; see soak_round()
   Expect expect = Expect::anything;
@@ -52,21 +52,21 @@ struct Gap {
   RestartMethod method;
   LinkSpec link;
   std::string why;
-  bool disturbed = false;  ///< the machine's fault, rather than the method's or the lab's
+  bool disturbed = false;  ///< by the machine, not by the method or the lab
 };
 
 /// Runs all, prints table and checks. @return an ExitCode
 int run(const RunOptions& options);
 
-/// A round of the soak: link, load, listeners, restarts and faults at random. All of it follows
-/// from `base` and the seed, so that one number replays it.
+/// A round of the soak: random link, load, listeners, restarts and faults. `base` and the seed
+/// determine all of it, so that one number replays it.
 ExperimentSpec soak_round(const ExperimentSpec& base, std::uint64_t seed);
 
-/// Watches over the rounds of a soak for what leaks.
+/// Checks the rounds of a soak for leaks.
 class LeakWatch {
  public:
   LeakWatch() : before_(own_usage()) {}
-  /// What is wrong after a round; empty: nothing.
+  /// The problem found after a round; empty: none.
   std::string after(const Measurement& round);
 
  private:
@@ -77,8 +77,8 @@ class LeakWatch {
 };
 
 /// Adds up the counts of several runs and judges the sum.
-/// @param files what --json wrote
-/// @param connections,restarts a drain must have had so many in all
+/// @param files outputs of --json
+/// @param connections,restarts the minimum that a drain must have had in total
 int sum_files(const std::vector<std::string>& files, std::uint64_t connections,
               std::uint64_t restarts);
 

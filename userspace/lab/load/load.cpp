@@ -53,7 +53,7 @@ class ConnectionLoop final : public LoadLoop {
     Phase phase = Phase::connecting;
     std::int64_t intended = 0;
     std::int64_t started = 0;
-    std::uint64_t id = 0;  ///< never reused, so a stale deadline names nothing
+    std::uint64_t id = 0;  ///< never reused, so that a stale deadline matches nothing
     std::array<char, sizeof(Reply)> reply{};
     std::size_t got = 0;
   };
@@ -85,7 +85,7 @@ Result<void> ConnectionLoop::prepare() {
   server_.sin_family = AF_INET;
   server_.sin_port = htons(spec_.port);
   if (inet_pton(AF_INET, spec_.address.c_str(), &server_.sin_addr) != 1) {
-    return error(fmt::format("load: '{}' is no IPv4 address", spec_.address));
+    return error(fmt::format("load: '{}' is not an IPv4 address", spec_.address));
   }
   epoll_ = Fd{epoll_create1(EPOLL_CLOEXEC)};
   if (!epoll_) {
@@ -161,8 +161,8 @@ void ConnectionLoop::begin(std::int64_t intended) {
 
 /// Ends a connection and counts it.
 void ConnectionLoop::end(std::size_t slot, std::uint64_t* count) {
-  // The lab forks: until its child executes, that holds a copy of this socket, and closing ours
-  // would not take it out of the epoll set.
+  // The lab forks: until its child executes, it holds a copy of this socket, and closing ours would
+  // not remove it from the epoll set.
   epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, slots_[slot].fd.get(), nullptr);
   slots_[slot].fd.reset();
   slots_[slot].id = 0;
@@ -251,7 +251,7 @@ void ConnectionLoop::expire(std::int64_t now) {
   }
 }
 
-/// Waits, then does what the kernel has news of. @return false when there may be more of it
+/// Waits, then handles events. @return false if there may be more
 bool ConnectionLoop::take_events(std::int64_t wait) {
   std::array<epoll_event, 256> events{};
   const auto timeout = to_timespec(wait);
@@ -286,7 +286,7 @@ void ConnectionLoop::run() {
     const bool all = take_events(wait);
     const auto now = now_ns();
     result.longest_stall_ns = std::max(result.longest_stall_ns, now - before - wait);
-    // After a stall, an answer that came in time waits to be read: that is no timeout.
+    // After a stall, an answer that came in time may not have been read: that is not a timeout.
     if (all) {
       expire(before);
     }

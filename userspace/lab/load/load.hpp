@@ -14,7 +14,7 @@
 
 namespace lab {
 
-/// What a client sends on each connection, and what the server answers: the same number and who
+/// What a client sends on each connection, and what the server answers: the same number, and who
 /// answered. Host byte order: both ends run on one machine.
 struct Request {
   std::uint64_t id;
@@ -30,9 +30,9 @@ struct LoadSpec {
   bool udp = false;           ///< flows instead of connections, see load/flows.hpp; open loop alone
   std::string address;        ///< IPv4, dotted
   std::uint16_t port = 0;     ///< host byte order
-  double rate = 300;          ///< open loop: new connections a second; 0 selects the closed loop
+  double rate = 300;          ///< open loop: new connections per second; 0 selects the closed loop
   unsigned concurrency = 64;  ///< closed loop: connections at a time
-  std::uint64_t connections = 0;  ///< stop after so many; 0: until told
+  std::uint64_t connections = 0;  ///< stop after this many; 0: until told
   std::int64_t timeout_ns = 0;    ///< from the intended start to the answer
   std::uint64_t seed = 1;
 };
@@ -41,12 +41,12 @@ struct LoadSpec {
 struct LoadResult {
   std::uint64_t connections = 0;  ///< connections begun
   std::uint64_t answered = 0;     ///< UDP: each datagram of the flow, all by one generation
-  std::uint64_t refused = 0;      ///< ECONNREFUSED: a RST answered the SYN; UDP: an ICMP message
-  std::uint64_t reset = 0;        ///< RST after the handshake
-  std::uint64_t timed_out = 0;    ///< no answer in LoadSpec::timeout_ns, or ETIMEDOUT
-  std::uint64_t moved = 0;        ///< UDP: answered by another generation than before
-  std::uint64_t unanswered = 0;   ///< closed by the server without an answer
-  std::uint64_t garbled = 0;      ///< an answer to another question
+  std::uint64_t refused = 0;  ///< ECONNREFUSED: the SYN was answered by a RST; UDP: an ICMP message
+  std::uint64_t reset = 0;    ///< RST after the handshake
+  std::uint64_t timed_out = 0;         ///< no answer in LoadSpec::timeout_ns, or ETIMEDOUT
+  std::uint64_t moved = 0;             ///< UDP: answered by another generation than before
+  std::uint64_t unanswered = 0;        ///< closed by the server without an answer
+  std::uint64_t garbled = 0;           ///< an answer to another request
   std::uint64_t wrong_generation = 0;  ///< see count_wrong_generation()
   Histogram connect;                   ///< intended start to established; UDP: first answer
   Histogram first_byte;                ///< intended start to the first byte of the answer
@@ -60,20 +60,20 @@ struct LoadResult {
   }
 };
 
-/// One connection that was answered: when its connect(2) was called and by whom it was answered.
+/// One answered connection: when its connect(2) was called, and which generation answered.
 struct Answer {
   std::int64_t started_ns;
   std::uint32_t generation;
 };
 
-/// Answers by a generation to connections begun after it had been cut over.
+/// Answers by a generation to connections that began after its cut-over.
 /// @param cut_over generation to the instant (CLOCK_MONOTONIC) from which it may get nothing new.
 std::uint64_t count_wrong_generation(const std::vector<Answer>& answers,
                                      const std::map<std::uint32_t, std::int64_t>& cut_over);
 
 class LoadLoop;
 
-/// Clients in a thread of their own: connect, send a Request, read the Reply, close. UDP: see
+/// Clients in their own thread: connect, send a Request, read the Reply, close. UDP: see
 /// load/flows.hpp.
 ///
 /// Open loop: arrivals are a Poisson process of the given rate, drawn from the seed and independent
@@ -92,8 +92,8 @@ class Load {
   Load(Load&&) = delete;
   Load& operator=(Load&&) = delete;
 
-  /// Begins no more connections and waits until those under way have ended (LoadSpec::timeout_ns
-  /// bounds that). An error: the load itself failed (no fd, no port), so its counts mean nothing.
+  /// Starts no more connections and waits until all have ended (LoadSpec::timeout_ns bounds that).
+  /// An error: the load itself failed (no fd, no port), so its counts mean nothing.
   Result<LoadResult> finish(const std::map<std::uint32_t, std::int64_t>& cut_over);
 
   /// Live figures, for a progress line and for pacing. Any thread.

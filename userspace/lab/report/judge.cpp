@@ -20,7 +20,7 @@ void judge_close(const Measurement& closed, std::vector<Check>& checks) {
                    load.connections, what_is_begun(closed.spec), closed.restarts)});
 }
 
-/// A drain that has the option.
+/// A drain with the option.
 void judge_drain(const Measurement& drained, std::vector<Check>& checks) {
   const auto name = info(drained.spec.method).name;
   const auto found = drained.outcomes.find("drained");
@@ -75,7 +75,7 @@ double chance(std::size_t k, std::size_t n) {
   return sum;
 }
 
-/// Against one rival, round by round: what disturbed the machine in a round met both.
+/// Comparison with one method, round by round: a disturbance in a round affected both.
 std::optional<Check> judge_rival(const Measurement& drained, const Measurement& rival) {
   const auto n = drained.p999.size();
   if (rival.p999.size() != n) {
@@ -94,7 +94,7 @@ std::optional<Check> judge_rival(const Measurement& drained, const Measurement& 
                                    "more than one connection in a thousand",
                                    to_ms(drained.load.connect.quantile(0.999)), name)};
   }
-  // So few rounds that even all of them would prove nothing: the sums must do.
+  // Too few rounds to prove anything even if all agree: compare the sums.
   const bool few = chance(n, n) > significance;
   const auto own = drained.load.connect.quantile(0.999);
   const auto other = rival.load.connect.quantile(0.999);
@@ -205,8 +205,9 @@ std::vector<Check> judge(const KernelAnswer& kernel, const std::vector<Measureme
         judge_latency(drained, measured, checks);
       }
     } else {
-      checks.push_back({!drained.outcomes.contains("drained") && !drained.outcomes.empty(),
-                        "listen-off: the option is not in this kernel, and the fallback said so"});
+      checks.push_back(
+          {!drained.outcomes.contains("drained") && !drained.outcomes.empty(),
+           "listen-off: the option is not in this kernel, and the fallback reported that"});
     }
   }
   return checks;

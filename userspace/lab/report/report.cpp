@@ -251,7 +251,7 @@ std::string table(const std::vector<Measurement>& measured, bool wide) {
   std::string text;
   for (const auto& row : rows) {
     for (std::size_t i = 0; i < row.size(); ++i) {
-      // Words to the left, figures to the right.
+      // Text is left-aligned, numbers are right-aligned.
       const bool last = i + 1 == row.size();
       const bool privileges = wide && i + 2 == row.size();
       if (i < 2 || privileges) {

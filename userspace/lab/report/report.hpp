@@ -10,7 +10,7 @@
 
 namespace lab {
 
-/// One expectation that was checked.
+/// One check and its result.
 struct Check {
   bool passed = false;
   std::string text;
@@ -27,8 +27,8 @@ std::vector<Measurement> totals(const std::vector<Measurement>& measured);
 /// "connections", or "flows" over UDP.
 const char* what_is_begun(const ExperimentSpec& spec);
 
-/// Judges by what was measured, and only on kernels where an expectation applies:
-/// - `close` lost connections, or the work measures nothing;
+/// Judges the measurements, each check only on kernels where it applies:
+/// - `close` lost connections, or the run proves nothing;
 /// - `listen-off`, where the option is in the kernel, `option-bpf` and `option-flows`: drained each
 ///   time, lost none, nothing reached a generation after it was settled, nor a socket that was
 ///   never ON; `option-flows`: no flow was moved, too;
@@ -56,14 +56,14 @@ nlohmann::json document(const KernelAnswer& kernel, const std::vector<std::strin
                         const std::vector<Measurement>& measured, const std::vector<Gap>& missing,
                         const std::vector<Check>& checks);
 
-/// What the drains came to, and how often: "drained 29x, deadline hit 1x".
+/// The outcomes of the drains, and how often each occurred: "drained 29x, deadline hit 1x".
 std::string outcomes(const Measurement& one);
-/// What every method had to serve, in one line.
+/// The load of every method, in one line.
 std::string describe_load(const ExperimentSpec& spec);
 /// The rounds of a soak in one line.
 std::string describe_soak(const std::vector<Measurement>& rounds);
 
-/// A table for people: one row a measurement, columns as wide as they need to be.
+/// A table with one row per measurement.
 /// @param wide adds latencies, wrong generation and what the method needs.
 std::string table(const std::vector<Measurement>& measured, bool wide);
 
@@ -73,7 +73,7 @@ std::string table(const std::vector<Measurement>& measured, bool wide);
 /// no figure; one that lacks a link says that, too.
 Result<void> plot(const std::string& json_path, const std::string& svg_path);
 
-/// Writes beside the file and renames, so that `path` is never half a document.
+/// Writes a temporary file and renames it, so that `path` is never half a document.
 Result<void> write_file(const std::string& path, const std::string& text);
 
 }  // namespace lab

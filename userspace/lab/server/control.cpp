@@ -91,7 +91,7 @@ Result<std::optional<Control::Message>> Control::receive(std::int64_t deadline_n
   }
   message.json = nlohmann::json::parse(text.data(), text.data() + size, nullptr, false);
   if (!message.json.is_object()) {
-    return error("a control message that is no JSON object");
+    return error("a control message that is not a JSON object");
   }
   return std::optional<Message>{std::move(message)};
 }

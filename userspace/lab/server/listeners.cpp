@@ -31,7 +31,7 @@ UnixAddress path_address(const std::string& path) {
   return result;
 }
 
-/// Abstract (unix(7)): gone with its last descriptor, and private to the network namespace.
+/// Abstract (unix(7)): vanishes with its last descriptor, and private to the network namespace.
 UnixAddress handover_address(std::uint32_t generation) {
   const auto name = fmt::format("restart-lab-handover-{}", generation);
   UnixAddress result;
@@ -98,7 +98,7 @@ Result<std::vector<Fd>> renamed_listener(const ServerOptions& options) {
   if (listen(fd.get(), options.backlog) < 0) {
     return sys_error("listen", errno);
   }
-  // From here on the proxy connects to this socket; the one before keeps what it has.
+  // From here on the proxy connects to this socket; the previous one keeps its connections.
   if (rename(beside.c_str(), options.unix_path.c_str()) < 0) {
     return sys_error(fmt::format("rename to {}", options.unix_path), errno);
   }
@@ -180,7 +180,7 @@ Result<void> hand_over(int handover, const std::vector<int>& listeners) {
   }
   if (!*asked || (*asked)->json.value("want", "") != "listeners" ||
       (*asked)->json.value("version", 0) != handover_version) {
-    return error("handover: a request this version does not know");
+    return error("handover: unknown request");
   }
   return newcomer.send({{"version", handover_version}, {"listeners", listeners.size()}}, listeners);
 }

@@ -13,13 +13,13 @@ namespace lab {
 Result<std::vector<Fd>> open_listeners(const ServerOptions& options);
 
 /// The listeners of a generation, by its method:
-/// - its own, opened here, with most methods;
-/// - `fd-pass`: those of the generation before, which hands them over; the first opens its own;
+/// - with most methods, its own, opened here;
+/// - `fd-pass`: those that the previous generation passes on; the first opens its own;
 /// - `socket-server`: those it was started with, LISTEN_FDS of them from 3 on (sd_listen_fds(3));
-/// - `uds-rename`: one Unix socket, made beside and renamed over ServerOptions::unix_path.
+/// - `uds-rename`: one Unix socket, renamed over ServerOptions::unix_path.
 Result<std::vector<Fd>> obtain_listeners(const ServerOptions& options);
 
-/// fd-pass, the side that gives: a SOCK_SEQPACKET listener in the abstract namespace, named after
+/// fd-pass, the passing side: a SOCK_SEQPACKET listener in the abstract namespace, named after
 /// the generation. Protocol version 1, which every later version must go on answering: the newcomer
 /// sends {"want": "listeners", "version": 1} and gets {"version": 1, "listeners": n} with n
 /// descriptors (SCM_RIGHTS).

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// restart-lab-server: what restart-lab starts for every generation. A program of its own, because a
-// restart is as slow as its exec.
+// restart-lab-server: the program that restart-lab starts for every generation. A separate program,
+// because a restart is as slow as its exec.
 #include <fmt/core.h>
 
 #include <CLI/CLI.hpp>
@@ -12,7 +12,7 @@
 // NOLINTNEXTLINE(bugprone-exception-escape): without memory there is nothing to save
 int main(int argc, char** argv) {
   using namespace lab;
-  CLI::App app{"One process of restart-lab, which starts it: see restart-lab --help."};
+  CLI::App app{"A helper process of restart-lab: see restart-lab --help."};
   app.require_subcommand(1);
 
   ServerOptions server;

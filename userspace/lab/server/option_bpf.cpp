@@ -13,8 +13,7 @@
 namespace lab {
 namespace {
 
-/// A mount namespace for this process and its children, with a BPF file system that others do not
-/// see. Once.
+/// Once: a mount namespace for this process and its children, with a private BPF file system.
 Result<void> mount_own_bpffs() {
   static bool done = false;
   if (done) {

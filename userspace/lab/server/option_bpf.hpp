@@ -27,7 +27,7 @@ class OptionByBpf {
   /// After the servers have ended.
   ~OptionByBpf();
 
-  /// cgroup.procs: who writes 0 to it is in the cgroup.
+  /// cgroup.procs: a process that writes 0 to it joins the cgroup.
   [[nodiscard]] int procs() const { return procs_.get(); }
 
  private:

@@ -26,7 +26,7 @@
 namespace lab {
 namespace {
 
-/// A client that never ends its connection must not keep an old generation alive for ever.
+/// A client that never ends its connection must not keep an old generation alive forever.
 constexpr std::int64_t finish_bound = 15 * one_second;
 /// How often it is asked for flows, and for how long at most.
 constexpr std::int64_t flows_poll = 50 * one_ms;
@@ -250,7 +250,7 @@ Result<void> Server::obey() {
   return drains(options_.method) ? start_drain() : close_all();
 }
 
-/// What the methods other than the drain do.
+/// The methods other than the drain.
 Result<void> Server::close_all() {
   for (auto& listener : listeners_) {
     if (shares_sockets(options_.method)) {
@@ -324,7 +324,7 @@ Result<void> Server::wait_for_flows() {
   return say_closed(settled ? "closed with flows" : "unsettled", 0);
 }
 
-/// The library's drain, with its fallbacks; where BPF is to provide the option, without.
+/// The library's drain, with its fallbacks; without them if BPF provides the option.
 Result<void> Server::start_drain() {
   reuseport::DrainOptions options;
   if (wants_bpf(options_.method)) {
@@ -343,7 +343,7 @@ Result<void> Server::start_drain() {
   return turn();
 }
 
-/// Looks for the instant from which the kernel promises that nothing new arrives.
+/// Finds the instant after which the kernel promises that nothing new arrives.
 void Server::look_settled(const std::vector<int>& fds) {
   if (cut_over_ != 0 || (drain_ && drain_->report().method != reuseport::Method::option)) {
     return;
@@ -461,13 +461,13 @@ Result<void> Server::run() {
 }  // namespace
 
 int run_server(const ServerOptions& options) {
-  // The lab may be killed outright; its servers go with it.
+  // The lab may be killed by SIGKILL; its servers end with it.
   prctl(PR_SET_PDEATHSIG, SIGKILL);
-  // Ctrl-C reaches the whole foreground group; the lab decides what becomes of its servers.
+  // Ctrl-C reaches the whole foreground group; the lab decides about its servers.
   std::signal(SIGINT, SIG_IGN);
   Server server{options};
   if (auto done = server.run(); !done) {
-    // Not said twice: the lab prints what it is told, and when it is gone nobody wants to know.
+    // Do not report it twice: the lab prints what it is told.
     if (!server.control().send({{"event", "failed"}, {"why", done.error().text}})) {
       return 1;
     }

@@ -23,9 +23,9 @@ struct ServerOptions {
   int control_fd = -1;                         ///< see Control
 };
 
-/// One generation of the server: a process of its own, started with exec. Gets its listeners, says
-/// it is ready, answers every Request with a Reply, and once told to drain, lets its listeners go
-/// by the method, finishes the connections it accepted and returns.
+/// One generation of the server, a separate process started with exec. Gets its listeners, reports
+/// that it is ready, answers every Request with a Reply and, once told to drain, retires its
+/// listeners by the method, finishes the accepted connections and returns.
 /// @return the exit code of the process.
 int run_server(const ServerOptions& options);
 

@@ -41,8 +41,8 @@ Result<std::size_t> count_sockets(int ns, Ask ask) {
   return found ? Result<std::size_t>(found->size()) : error(found.error().message());
 }
 
-/// Until the half-open requests of this moment are gone, but `bound_ns` at the longest: a client
-/// that does not answer keeps its request for a minute.
+/// Waits until the current half-open requests are gone, at most `bound_ns`: a client that does not
+/// answer keeps its request for a minute.
 Result<void> wait_half_open_gone(int ns, std::uint16_t port, std::int64_t bound_ns) {
   const auto until = now_ns() + bound_ns;
   const reuseport::Endpoint any{AF_INET, {}, port, 0};
@@ -58,7 +58,7 @@ Result<void> wait_half_open_gone(int ns, std::uint16_t port, std::int64_t bound_
   }
 }
 
-/// migrate: the sysctl is on all the time, as an administrator would have it. Needs Linux 5.14.
+/// migrate: the sysctl is always on, as an administrator would set it. Needs Linux 5.14.
 class MigrateStage final : public Stage {
  public:
   Result<void> prepare(const Link& link, ServerOptions& /*options*/) override {
@@ -90,7 +90,7 @@ class OptionByBpfStage final : public Stage {
 };
 
 /// syncookies: while they are on for every SYN, the kernel keeps no half-open request that could be
-/// lost with its listener. What was half-open before is waited for.
+/// lost with its listener. Waits for older half-open requests.
 class SyncookiesStage final : public Stage {
  public:
   Result<void> prepare(const Link& link, ServerOptions& options) override {
@@ -156,7 +156,7 @@ class PlugStage final : public Stage {
     client_ns_ = link.client_ns();
     server_ns_ = link.server_ns();
     port_ = options.port;
-    // As long as a handshake takes, and some; longer would delay every newcomer.
+    // A little longer than a handshake takes; more would delay every newcomer.
     bound_ns_ = 2 * link.rtt_ns() + 50 * one_ms;
     // All priorities to band 1; a new plug holds everything back until it is told to release.
     // The filter: SYN set, ACK clear.
@@ -253,7 +253,7 @@ listen restart-lab
 
  private:
   [[nodiscard]] std::string log_path() const { return directory_ + "/haproxy.log"; }
-  /// Its last line.
+  /// The last line of its output.
   [[nodiscard]] std::string said() const {
     std::ifstream log{log_path()};
     std::string last;
