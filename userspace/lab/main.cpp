@@ -82,7 +82,8 @@ Result<int> run_behind(const LinkSpec& spec, std::uint64_t seed,
   return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }
 
-/// What `run` and its presets `demo`, `udp` and `soak` are told, before it is put into RunOptions.
+/// Options of `run` and its presets `demo`, `udp` and `soak`, before they are converted to
+/// RunOptions.
 struct RunWords {
   std::vector<std::string> methods;
   std::vector<std::string> links;
@@ -227,7 +228,7 @@ int start(RunOptions run, const RunWords& words) {
   for (const auto& name : words.links) {
     run.links.push_back(*parse_link(name));
     if (run.spec.udp && run.links.back().loss > 0) {
-      fmt::print(stderr, "restart-lab: udp: what {} loses is not the method's doing\n", name);
+      fmt::print(stderr, "restart-lab: udp: losses on {} would not be the method's\n", name);
       return exit_usage;
     }
   }
@@ -263,7 +264,7 @@ int main(int argc, char** argv) {
       app.add_subcommand("demo", "run only plain close and the drain by the option, 20 s");
   add_demo(*demo.command, demo.options, demo.words);
   udp.command = app.add_subcommand(
-      "udp", "run, but UDP flows: plain close, the option, and the option with flows; 3 minutes");
+      "udp", "run UDP flows: plain close, the option, and the option with flows; 3 minutes");
   add_udp(*udp.command, udp.options, udp.words);
   soak.command = app.add_subcommand(
       "soak", "run listen-off in random rounds with churn and faults, until the first loss");

@@ -40,16 +40,16 @@ class FlowLoop final : public LoadLoop {
     Flow flow;
     std::int64_t intended = 0;
     std::int64_t started = 0;
-    std::uint64_t id = 0;  ///< never reused, so what is due of another one names nothing
+    std::uint64_t id = 0;  ///< never reused, so that a stale entry matches nothing
     bool waiting = false;  ///< for an answer
   };
-  /// To be sent, or no longer waited for.
+  /// When to send, or to stop waiting for an answer.
   struct Due {
     std::int64_t at;
     std::size_t slot;
     std::uint64_t id;
     std::uint32_t sent;  ///< datagrams of the flow by then
-    bool operator<(const Due& other) const { return at > other.at; }  // the first on top
+    bool operator<(const Due& other) const { return at > other.at; }  // the earliest on top
   };
 
   void begin(std::int64_t intended);
@@ -85,8 +85,8 @@ Result<void> FlowLoop::prepare() {
   return {};
 }
 
-/// On ports in turn: a port that the kernel chooses may be that of a flow that has just ended, and
-/// then it is that flow to the server.
+/// Uses ports in turn: the kernel might choose the port of a flow that has just ended, and the
+/// server would take it for that flow.
 Result<void> FlowLoop::connect_from_next_port(const Fd& fd) {
   sockaddr_in own{};
   own.sin_family = AF_INET;
@@ -228,7 +228,7 @@ void FlowLoop::do_due(std::int64_t now, bool expires) {
 void FlowLoop::run() {
   next_start_ = now_ns();
   auto before = next_start_;
-  pthread_setname_np(pthread_self(), Load::thread_name);  // from here on, a stall is seen
+  pthread_setname_np(pthread_self(), Load::thread_name);  // from here on, stalls are noticed
   std::array<epoll_event, 256> events{};
   while (!failure && (may_begin() || open_ > 0)) {
     std::int64_t wait =
@@ -246,7 +246,7 @@ void FlowLoop::run() {
       readable(static_cast<std::size_t>(events.at(static_cast<std::size_t>(i)).data.u64), now);
     }
     result.longest_stall_ns = std::max(result.longest_stall_ns, now - before - wait);
-    // After a stall, an answer that came in time waits to be read: that is no loss.
+    // After a stall, an answer that came in time may not have been read: that is not a loss.
     do_due(before, count < static_cast<int>(events.size()));
     before = now;
   }

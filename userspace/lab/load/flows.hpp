@@ -7,24 +7,24 @@
 
 namespace lab {
 
-/// The UDP workload: short flows and long ones; the next datagram of a flow follows a while after
-/// the answer to the last.
+/// The UDP workload: short and long flows; a flow sends its next datagram some time after the
+/// answer to the last.
 inline constexpr std::uint32_t short_flow = 2;  ///< datagrams
 inline constexpr std::uint32_t long_flow = 20;
 inline constexpr double share_of_long_flows = 0.2;
 inline constexpr std::int64_t flow_gap_ns = 100 * one_ms;
-/// A flow that is silent for longer is over, to who keeps flows with their server.
+/// The idle timeout of flows that are kept with their server.
 inline constexpr std::int64_t flow_idle_ns = 2 * one_second;
 
-/// What has become of a flow.
+/// The result of a flow.
 enum class FlowState : std::uint8_t {
   going,
   whole,    ///< all its datagrams were answered, by one generation
   moved,    ///< another generation answered than the first time: a session would be broken
-  garbled,  ///< an answer to another question
+  garbled,  ///< an answer to another request
 };
 
-/// One flow, as its client counts it. It ends with the first thing that goes wrong.
+/// One flow, as its client counts it. It ends with the first failure.
 class Flow {
  public:
   Flow() = default;
@@ -33,9 +33,9 @@ class Flow {
   /// The next datagram, to be sent now.
   Request next() { return {id_ * (long_flow + 1) + ++sent_}; }
   [[nodiscard]] std::uint32_t sent() const { return sent_; }
-  /// What an answer to it makes of the flow.
+  /// The state of the flow after an answer.
   FlowState take(const Reply& reply);
-  /// Who answered first; 0: nobody yet.
+  /// The generation that answered first; 0: none yet.
   [[nodiscard]] std::uint32_t generation() const { return generation_; }
 
  private:

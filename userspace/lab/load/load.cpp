@@ -98,7 +98,7 @@ Result<void> ConnectionLoop::prepare() {
   return {};
 }
 
-/// @return nanoseconds until there is more to begin.
+/// @return nanoseconds until the next one is due.
 std::int64_t ConnectionLoop::begin_what_is_due(std::int64_t now) {
   if (spec_.rate > 0) {
     return begin_due(now, [this](std::int64_t intended) { begin(intended); });
@@ -277,7 +277,7 @@ bool ConnectionLoop::take_events(std::int64_t wait) {
 void ConnectionLoop::run() {
   next_start_ = now_ns();
   auto before = next_start_;
-  pthread_setname_np(pthread_self(), Load::thread_name);  // from here on, a stall is seen
+  pthread_setname_np(pthread_self(), Load::thread_name);  // from here on, stalls are noticed
   while (!failure && (may_begin() || open_ > 0)) {
     std::int64_t wait = std::min(begin_what_is_due(before), stop_poll);
     if (!deadlines_.empty()) {

@@ -12,7 +12,7 @@
 
 namespace lab {
 
-/// The clients' event loop, owned and run by one thread; results are read after it ended.
+/// The clients' event loop, owned and run by one thread; read the results after it has ended.
 class LoadLoop {
  public:
   LoadLoop(const LoadSpec& spec, Load& load) : spec_(spec), random_(spec.seed), load_(load) {}
@@ -37,20 +37,21 @@ class LoadLoop {
            (spec_.connections == 0 || result.connections < spec_.connections);
   }
   void begin_no_more() { load_.stop_ = true; }
-  /// For those who look on.
+  /// For progress lines.
   void publish() {
     load_.begun_.store(result.connections, std::memory_order_relaxed);
     load_.lost_.store(result.lost(), std::memory_order_relaxed);
   }
-  /// To the next arrival, open loop.
+  /// Time to the next arrival, open loop.
   std::int64_t gap() {
     std::exponential_distribution<double> distribution{spec_.rate};
     return static_cast<std::int64_t>(distribution(random_) * static_cast<double>(one_second));
   }
-  /// Calls `begin` with the planned instant of each that is due. @return nanoseconds until the next
+  /// Calls `begin` with the planned instant of each due connection. @return nanoseconds until the
+  /// next
   template <class Begin>
   std::int64_t begin_due(std::int64_t now, Begin begin) {
-    // A burst after a stall is bounded so that answers are read in between.
+    // Bound the burst after a stall, so that answers are read in between.
     for (int burst = 0; burst < 256 && next_start_ <= now && may_begin(); ++burst) {
       begin(next_start_);
       next_start_ += gap();
@@ -63,8 +64,8 @@ class LoadLoop {
       failure = sys_error("load: " + call, code, hint).value();
     }
   }
-  /// What socket(2) failed with. After a stall more is due at once than there are descriptors:
-  /// disturbed, see disturbance().
+  /// Handles a failed socket(2). After a stall, more may be due than there are descriptors: then
+  /// the run is disturbed, see disturbance().
   void no_socket(int code, std::int64_t intended) {
     const auto behind = now_ns() - intended;
     if (code == EMFILE && behind > one_second) {
@@ -83,7 +84,7 @@ class LoadLoop {
   Load& load_;
 };
 
-/// As many descriptors as this process may have.
+/// The number of descriptors that this process may have.
 void raise_descriptor_limit();
 
 /// The clients of UDP flows, see load/flows.hpp.
