@@ -152,7 +152,7 @@ static __always_inline void uncharge_flow(u32 uid)
 		__sync_fetch_and_add(&user->flows, -1);
 }
 
-/* Flows of this user are not all known: who waits for them waits on. */
+/* Not all flows of this user are known: a drain that waits for them goes on. */
 static __always_inline void note_full(struct flow_counts *counts,
 				      const struct flow *f)
 {

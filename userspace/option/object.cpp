@@ -169,8 +169,8 @@ Status raise_loopback() {
   return ::ioctl(any.get(), SIOCSIFFLAGS, &lo) == 0 ? Status{} : fail("ioctl(SIOCSIFFLAGS)", errno);
 }
 
-/// In a network namespace of its own: who gets a datagram that a program gives to a socket that is
-/// OFF, beside one that is ON.
+/// In a new network namespace: sends a datagram that a program assigns to an OFF socket beside an
+/// ON one, and checks which of them gets it.
 Status send_to_one_that_is_off(const Object& object) {
   if (auto up = raise_loopback(); !up) {
     return up;

@@ -439,7 +439,8 @@ std::string lacks_a_hook(bool flows) {
   return {};
 }
 
-/// What a killed tool may leave: datagrams are looked up in a table of flows that nobody keeps.
+/// What a killed tool may leave: datagrams are looked up in a table of flows that is not
+/// maintained.
 bool looks_for_flows_in_vain() {
   const Fd map = pinned("maps/datagram_chooser");
   const std::uint32_t zero = 0;

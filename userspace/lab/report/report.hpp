@@ -31,10 +31,9 @@ const char* what_is_begun(const ExperimentSpec& spec);
 /// - `close` lost connections, or the run proves nothing;
 /// - `listen-off`, where the option is in the kernel, `option-bpf` and `option-flows`: drained each
 ///   time, lost none, nothing reached a generation after it was settled, nor a socket that was
-///   never ON; `option-flows`: no flow was moved, too;
-/// - where `latency` is asked for, which is of connections alone, and in the open loop (a closed
-/// loop saturates the machine, and
-///   then times are those of its run queue):
+///   never ON; with `option-flows`, no flow was moved either;
+/// - with `latency`, which is only for connections, in the open loop (a closed loop saturates the
+///   machine, and then times are those of its run queue):
 ///   - the time from drain to may close is at most one round trip plus 50 ms on links without loss;
 ///   - the p99.9 connect latency of `listen-off` is that of any other method or lower: not higher
 ///   by
@@ -69,8 +68,8 @@ std::string table(const std::vector<Measurement>& measured, bool wide);
 
 /// Losses and latency of a document() as an SVG file, by gnuplot(1): above, connections lost in
 /// 10,000; below, p50, p99, p99.9 and the maximum of connect; both on logarithmic scales, for each
-/// method with all its links together. A method that was not measured has a label that says so, and
-/// no figure; one that lacks a link says that, too.
+/// method with all its links together. The label of a method that was not measured, or not on every
+/// link, says that.
 Result<void> plot(const std::string& json_path, const std::string& svg_path);
 
 /// Writes a temporary file and renames it, so that `path` is never half a document.

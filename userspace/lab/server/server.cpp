@@ -28,7 +28,7 @@ namespace {
 
 /// A client that never ends its connection must not keep an old generation alive forever.
 constexpr std::int64_t finish_bound = 15 * one_second;
-/// How often it is asked for flows, and for how long at most.
+/// How often the number of flows is read, and for how long at most.
 constexpr std::int64_t flows_poll = 50 * one_ms;
 constexpr std::int64_t flows_bound = 60 * one_second;
 

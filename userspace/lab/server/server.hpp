@@ -29,11 +29,11 @@ struct ServerOptions {
 /// @return the exit code of the process.
 int run_server(const ServerOptions& options);
 
-/// A process of its own that never wants a connection, beside the server under test: as fast as it
+/// A separate process beside the server under test that must never get a connection: as fast as it
 /// can, sockets of the same address join the group OFF or STANDBY, switch between the two, and
-/// leave. Until the lab goes away or says {"do": "drain"}; then it answers {"event": "bye",
-/// "accepted": n, "changes": n}, where anything but 0 accepted is the kernel's mistake: an ON
-/// member was there at every instant. Needs the option. @return the exit code of the process.
+/// leave, until the lab ends or sends {"do": "drain"}. It answers {"event": "bye", "accepted": n,
+/// "changes": n}; any accepted connection is a kernel bug, because there was an ON member at every
+/// instant. Needs the option. @return the exit code of the process.
 int run_churn(const ServerOptions& options);
 
 /// The process that owns the sockets (method socket-server): opens them, then starts a server for
