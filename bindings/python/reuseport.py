@@ -382,7 +382,9 @@ class Drain:
                 step = self.step()
                 if step.action == DONE:
                     break
-                await asyncio.sleep(step.wait if step.action == WAIT else 0)
+                # Never sleep(0): the next step would run before the loop has attached what it just accepted, and a close
+                # would lose that. A timer runs after it.
+                await asyncio.sleep(step.wait if step.action == WAIT and step.wait > 0 else 0.001)
         except BaseException:
             self._give_back()
             raise
