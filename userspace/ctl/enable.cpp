@@ -88,7 +88,11 @@ Done enable_command(const EnableOptions& options, const Output& out) {
                      options.large_groups ? option::GroupSize::large : option::GroupSize::normal,
                      datagrams_by_cookie, flows);
   if (!done) {
-    return refused(done.error());
+    auto failure = refused(done.error());
+    if (options.udp_flows && option::need(done.error()) == option::Need::not_by_bpf) {
+      failure.value().hint += "; UDP flows cannot be kept there";
+    }
+    return failure;
   }
   if (done->foreign > 0) {
     out.note(

@@ -724,11 +724,11 @@ Result<Enabled> enable(int cgroup, int netns, GroupSize size, const FindDescript
     return fail("enable", EOPNOTSUPP, "not a cgroup2 directory");
   }
   const auto cgroup_id = static_cast<std::uint64_t>(directory.st_ino);
+  // What follows can keep flows beside the kernel's own option, where try_flow_flag() says so. It
+  // stays refused until it has been run on such a kernel.
   const bool own = has_own_option();
-  if (own && !flows_pinned()) {
-    if (auto ok = flows ? try_flow_flag() : refuse_own_option(); !ok) {
-      return tl::unexpected(ok.error());
-    }
+  if (auto ok = refuse_own_option(); !ok) {
+    return tl::unexpected(ok.error());
   }
   const auto locked = make_and_lock();
   if (!locked) {

@@ -14,7 +14,7 @@ namespace {
 using namespace test::ctl;
 
 /// Servers that answer each datagram with their pid.
-class CtlFlowsTest : public StockScope {
+class StockCtlFlows : public StockScope {
  protected:
   void SetUp() override {
     StockScope::SetUp();
@@ -79,7 +79,7 @@ class CtlFlowsTest : public StockScope {
   std::uint16_t port_ = 0;
 };
 
-TEST_F(CtlFlowsTest, are_told_of) {
+TEST_F(StockCtlFlows, are_told_of) {
   const Running old = server();
   EXPECT_TRUE(listed()[0]["flows"].is_null());
   enable_flows();
@@ -102,7 +102,7 @@ TEST_F(CtlFlowsTest, are_told_of) {
   EXPECT_TRUE(other["listeners"][0]["flows"].is_null());
 }
 
-TEST_F(CtlFlowsTest, drain_waits_for_them) {
+TEST_F(StockCtlFlows, drain_waits_for_them) {
   enable_flows("8");
   Running old = known_server(2);
   const auto clients = clients_of(old.pid(), 4);
@@ -125,7 +125,7 @@ TEST_F(CtlFlowsTest, drain_waits_for_them) {
   EXPECT_TRUE(all_answered_by(clients, fresh.pid())) << "they were over";
 }
 
-TEST_F(CtlFlowsTest, a_dry_run_tells_of_them) {
+TEST_F(StockCtlFlows, a_dry_run_tells_of_them) {
   enable_flows();
   const Running old = known_server();
   const auto clients = clients_of(old.pid(), 3);
@@ -140,7 +140,7 @@ TEST_F(CtlFlowsTest, a_dry_run_tells_of_them) {
   EXPECT_NE(listed()[0]["mode"], "standby");
 }
 
-TEST_F(CtlFlowsTest, deadline_with_flows_left) {
+TEST_F(StockCtlFlows, deadline_with_flows_left) {
   enable_flows();
   const Running old = known_server();
   const auto clients = clients_of(old.pid(), 3);
@@ -160,7 +160,7 @@ TEST_F(CtlFlowsTest, deadline_with_flows_left) {
 }
 
 // The scope of the sockets is what counts, not that of the tool.
-TEST_F(CtlFlowsTest, drain_from_another_cgroup) {
+TEST_F(StockCtlFlows, drain_from_another_cgroup) {
   enable_flows();
   const Running old = known_server();
   const auto clients = clients_of(old.pid(), 3);
@@ -176,7 +176,7 @@ TEST_F(CtlFlowsTest, drain_from_another_cgroup) {
 }
 
 // What was silent since before the sockets were known is not taken for none.
-TEST_F(CtlFlowsTest, flows_from_before_the_sockets_were_known) {
+TEST_F(StockCtlFlows, flows_from_before_the_sockets_were_known) {
   enable_flows("8");
   const Running old = server();
   const auto clients = clients_of(old.pid(), 3);
@@ -189,7 +189,7 @@ TEST_F(CtlFlowsTest, flows_from_before_the_sockets_were_known) {
 }
 
 // The server ends, or its flows are counted no more, while it is waited for: no success.
-TEST_F(CtlFlowsTest, waiting_in_vain) {
+TEST_F(StockCtlFlows, waiting_in_vain) {
   enable_flows("8");
   Running old = known_server();
   const auto clients = clients_of(old.pid(), 3);
@@ -207,7 +207,7 @@ TEST_F(CtlFlowsTest, waiting_in_vain) {
   EXPECT_EQ(second.result().code, 1) << second.peek().out;
 }
 
-TEST_F(CtlFlowsTest, no_udp_socket_to_wait_for) {
+TEST_F(StockCtlFlows, no_udp_socket_to_wait_for) {
   enable_flows();
   const std::string tcp = "CTL_TEST_SERVER=" + std::to_string(port_) + " 1";
   const Running old({self()}, {}, {tcp});
@@ -217,7 +217,7 @@ TEST_F(CtlFlowsTest, no_udp_socket_to_wait_for) {
 }
 
 // What nobody records is not said to be none.
-TEST_F(CtlFlowsTest, no_number_where_they_are_not_recorded) {
+TEST_F(StockCtlFlows, no_number_where_they_are_not_recorded) {
   const Running old = server();
   const Running fresh = server();
   const std::vector<std::string> drain = {"drain", "--pid", pid_of(old), "--flows", "0"};
@@ -233,7 +233,7 @@ TEST_F(CtlFlowsTest, no_number_where_they_are_not_recorded) {
   ASSERT_TRUE(enter(cgroup_));
 }
 
-TEST_F(CtlFlowsTest, restart_waits_for_them) {
+TEST_F(StockCtlFlows, restart_waits_for_them) {
   enable_flows("8");
   Running tool = start_tool({"restart", "--json", "--flows", "0", "--timeout", "60", "--", self()},
                             {}, {how(2)});
@@ -261,7 +261,7 @@ TEST_F(CtlFlowsTest, restart_waits_for_them) {
   EXPECT_NE(tool.peek().out.find("\"flows_left\":0"), std::string::npos) << tool.peek().out;
 }
 
-TEST_F(CtlFlowsTest, usage) {
+TEST_F(StockCtlFlows, usage) {
   for (const Bad& bad : std::vector<Bad>{
            {{"enable", "--cgroup", cgroup_, "--idle", "5"}, 2, "--udp-flows"},
            {{"enable", "--cgroup", cgroup_, "--udp-flows", "--idle", "0"}, 2, "--idle"},

@@ -9,7 +9,6 @@
 #include <poll.h>
 #include <sys/socket.h>
 
-#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <chrono>
@@ -68,7 +67,7 @@ std::string name_of_chooser() {
   return bpf_map_lookup_elem(map.get(), &zero, &id) == 0 ? name_of_program(id) : "";
 }
 
-class FlowsTest : public StockScope {
+class StockFlows : public StockScope {
  protected:
   void SetUp() override {
     StockScope::SetUp();
@@ -221,21 +220,16 @@ class FlowsTest : public StockScope {
   std::vector<int> servers_;
 };
 
-/// Without the option in the kernel: modes are by BPF, and may be enabled without flows.
-class StockFlows : public FlowsTest {};
-/// With it: nothing but flows is by BPF.
-class PatchedFlows : public FlowsTest {};
-
 struct Way {
   const char* name;
   const char* bound;
   const char* to;
 };
-class FlowsOf : public FlowsTest, public ::testing::WithParamInterface<Way> {};
+class StockFlowsOf : public StockFlows, public ::testing::WithParamInterface<Way> {};
 
 // By each way that an answer may be recorded: its address known, or left to the kernel; IPv4 by a
 // dual-stack socket.
-TEST_P(FlowsOf, old_flows_stay_and_new_ones_go_to_the_newcomer) {
+TEST_P(StockFlowsOf, old_flows_stay_and_new_ones_go_to_the_newcomer) {
   const Fd old = udp(address(GetParam().bound));
   const std::uint16_t port = local_address(old.get()).port();
   const Address to = address(GetParam().to, port);
@@ -256,7 +250,7 @@ TEST_P(FlowsOf, old_flows_stay_and_new_ones_go_to_the_newcomer) {
   EXPECT_EQ(get_info(old).handshakes, 0U);
 }
 
-INSTANTIATE_TEST_SUITE_P(Ways, FlowsOf,
+INSTANTIATE_TEST_SUITE_P(Ways, StockFlowsOf,
                          ::testing::Values(Way{"ipv4", "127.0.0.1", "127.0.0.1"},
                                            Way{"ipv6", "::1", "::1"},
                                            Way{"any_ipv4", "0.0.0.0", "127.0.0.1"},
@@ -265,7 +259,7 @@ INSTANTIATE_TEST_SUITE_P(Ways, FlowsOf,
                          [](const auto& way) { return way.param.name; });
 
 // One answer is enough, for a client that is in the middle of its handshake.
-TEST_F(FlowsTest, one_answer_makes_a_flow) {
+TEST_F(StockFlows, one_answer_makes_a_flow) {
   const Fd old = udp(address("127.0.0.1"));
   const Address to = local_address(old.get());
   const Fd client = open_client(to, SOCK_DGRAM);
@@ -279,7 +273,7 @@ TEST_F(FlowsTest, one_answer_makes_a_flow) {
 }
 
 // A server on the wildcard address that says by which it answers: two flows of one client.
-TEST_F(FlowsTest, the_address_of_an_answer_tells_flows_apart) {
+TEST_F(StockFlows, the_address_of_an_answer_tells_flows_apart) {
   const Fd old = udp(address("0.0.0.0"));
   const std::uint16_t port = local_address(old.get()).port();
   const Address one = address("127.0.0.1", port);
@@ -303,7 +297,7 @@ TEST_F(FlowsTest, the_address_of_an_answer_tells_flows_apart) {
 }
 
 // However a datagram is sent, udp_sendmsg() has it: several at once, and one cut into segments.
-TEST_F(FlowsTest, every_way_to_send_counts) {
+TEST_F(StockFlows, every_way_to_send_counts) {
   const Fd old = udp(address("127.0.0.1"));
   const Address to = local_address(old.get());
   const Fd many = open_client(to, SOCK_DGRAM);
@@ -341,7 +335,7 @@ TEST_F(FlowsTest, every_way_to_send_counts) {
 }
 
 // Three generations, each with flows that live.
-TEST_F(FlowsTest, three_generations) {
+TEST_F(StockFlows, three_generations) {
   std::vector<Fd> generations;
   std::vector<std::vector<Fd>> clients;
   Address to = address("127.0.0.1");
@@ -368,7 +362,7 @@ TEST_F(FlowsTest, three_generations) {
 }
 
 // The newcomer dies: the old one has its own flows all the time, and gets the others.
-TEST_F(FlowsTest, the_newcomer_dies) {
+TEST_F(StockFlows, the_newcomer_dies) {
   const Fd old = udp(address("127.0.0.1"));
   const Address to = local_address(old.get());
   const auto before = clients_of(to, {&old}, 5);
@@ -383,7 +377,7 @@ TEST_F(FlowsTest, the_newcomer_dies) {
 }
 
 // Silent for longer than the idle time: a new flow.
-TEST_F(FlowsTest, the_idle_time_passes) {
+TEST_F(StockFlows, the_idle_time_passes) {
   enable_flows({500ms, {}});
   const Fd old = udp(address("127.0.0.1"));
   const Address to = local_address(old.get());
@@ -402,7 +396,7 @@ TEST_F(FlowsTest, the_idle_time_passes) {
 }
 
 // Who makes his address up sends once from each: he sees no answer. Real flows stay, new ones too.
-TEST_F(FlowsTest, made_up_addresses_push_nothing_out) {
+TEST_F(StockFlows, made_up_addresses_push_nothing_out) {
   const Fd old = udp(address("127.0.0.1"));
   const Address to = local_address(old.get());
   const auto before = clients_of(to, {&old}, 20);
@@ -429,7 +423,7 @@ TEST_F(FlowsTest, made_up_addresses_push_nothing_out) {
 
 // Room for 1024, for one user half of it: those that have it keep it; the others are counted, and
 // live as long as they are not silent.
-TEST_F(FlowsTest, a_full_table) {
+TEST_F(StockFlows, a_full_table) {
   ASSERT_TRUE(disable());
   enable_flows({{}, 1024});
   const Fd old = udp(address("127.0.0.1"));
@@ -449,7 +443,7 @@ TEST_F(FlowsTest, a_full_table) {
 }
 
 // Places of flows that are over are given to others.
-TEST_F(FlowsTest, a_full_table_empties) {
+TEST_F(StockFlows, a_full_table_empties) {
   ASSERT_TRUE(disable());
   enable_flows({300ms, 1024});
   const Fd server = udp(address("127.0.0.1"));
@@ -462,7 +456,7 @@ TEST_F(FlowsTest, a_full_table_empties) {
 }
 
 // A member that connects takes nothing from others, also not what was its flow.
-TEST_F(FlowsTest, a_server_that_connects) {
+TEST_F(StockFlows, a_server_that_connects) {
   const Fd a = udp(address("127.0.0.1"));
   const Address to = local_address(a.get());
   const Fd client = client_of(to, {&a});
@@ -478,7 +472,7 @@ TEST_F(FlowsTest, a_server_that_connects) {
 
 // In the same cgroup, on the same port of another address, and with the victim's address in what it
 // sends: a stranger takes no flow, for it is of another group.
-TEST_F(FlowsTest, a_stranger_takes_no_flow) {
+TEST_F(StockFlows, a_stranger_takes_no_flow) {
   const Fd old = udp(address("127.0.0.1"));
   const Address to = local_address(old.get());
   const Fd client = client_of(to, {&old});
@@ -493,7 +487,7 @@ TEST_F(FlowsTest, a_stranger_takes_no_flow) {
 }
 
 // What a newcomer answers before it is taken in counts from then on.
-TEST_F(FlowsTest, flows_from_before_a_socket_is_taken_in) {
+TEST_F(StockFlows, flows_from_before_a_socket_is_taken_in) {
   const Fd old = udp(address("127.0.0.1"));
   const Address to = local_address(old.get());
   const Fd fresh = bind_udp(to);
@@ -593,7 +587,7 @@ TEST_F(StockFlows, killed_half_way) {
 
 // A cgroup whose answers are not recorded any more, whoever's doing that is: nothing is said to be
 // none. The next enable() of any cgroup mends it.
-TEST_F(FlowsTest, a_hook_is_gone) {
+TEST_F(StockFlows, a_hook_is_gone) {
   const std::string second = cgroup_ + "-2";
   ASSERT_EQ(::mkdir(second.c_str(), 0755), 0);
   const Fd other(::open(second.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
@@ -649,45 +643,8 @@ TEST_F(StockFlows, another_tool_takes_the_group) {
   EXPECT_TRUE(eventually([&] { return (get_info(old).flags & REUSEPORT_LISTEN_F_SETTLED) != 0; }));
 }
 
-// Beside the kernel's own option: the modes are the kernel's, and no hook of modes is there.
-TEST_F(PatchedFlows, beside_the_option_of_the_kernel) {
-  const Fd old = udp(address("127.0.0.1"));
-  const Address to = local_address(old.get());
-  const auto before = clients_of(to, {&old}, 5);
-  const Fd fresh = udp(to);
-  ASSERT_EQ(set_mode(old, REUSEPORT_LISTEN_OFF), 0);
-  EXPECT_EQ(get_info(old).flags & REUSEPORT_LISTEN_F_BPF, 0U);
-  const auto state_now = state();
-  ASSERT_TRUE(state_now);
-  ASSERT_EQ(state_now->groups.size(), 1U);
-  EXPECT_EQ(state_now->groups[0].on, 1U);
-  EXPECT_EQ(state_now->groups[0].off, 1U);
-  EXPECT_EQ(state_now->groups[0].flows, 5U);
-  ASSERT_EQ(state_now->namespaces.size(), 1U);
-  EXPECT_NE(state_now->namespaces[0].inode, 0U);
-  std::vector<std::string> names;
-  for (const auto& each :
-       std::filesystem::recursive_directory_iterator(std::string(pins) + "/cgroups")) {
-    if (!each.is_directory()) {
-      names.push_back(each.path().filename());
-    }
-  }
-  std::ranges::sort(names);
-  EXPECT_EQ(names, (std::vector<std::string>{"record_flow4", "record_flow6", "see_closing"}));
-  // nobody is ON: closed to who is new, and open to the flows it has
-  ASSERT_EQ(set_mode(fresh, REUSEPORT_LISTEN_OFF), 0);
-  EXPECT_EQ(spread_flows(before, {&old, &fresh}), (std::vector<int>{5, 0}));
-  const Fd client = open_client(to, SOCK_DGRAM);
-  EXPECT_EQ(::send(client.get(), "x", 1, 0), 1);
-  char byte = 0;
-  EXPECT_EQ(::recv(client.get(), &byte, 1, 0), -1);
-  EXPECT_EQ(errno, ECONNREFUSED);
-  EXPECT_TRUE(disable()) << "they keep their modes";
-  EXPECT_EQ(get_info(old).mode, static_cast<std::uint32_t>(REUSEPORT_LISTEN_OFF));
-}
-
 // A QUIC client that moves to another address in the middle has no flow: that is counted.
-TEST_F(FlowsTest, a_short_header_of_no_flow_is_counted) {
+TEST_F(StockFlows, a_short_header_of_no_flow_is_counted) {
   const Fd server = udp(address("127.0.0.1"));
   const Fd client = open_client(local_address(server.get()), SOCK_DGRAM);
   for (const char first : {'\xc0', '\x40', '\x7f', '\x00'}) {  // long, short, short, neither
