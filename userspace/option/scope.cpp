@@ -22,6 +22,7 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <chrono>
 #include <cstddef>
 #include <cstring>
 #include <filesystem>
@@ -29,6 +30,7 @@
 #include <map>
 #include <sstream>
 #include <string_view>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -115,16 +117,22 @@ Status make_directory() {
   return {};
 }
 
-/// One tool at a time; released with the descriptor.
+/// One tool at a time; released with the descriptor. Units that start together wait for each other.
 Result<Fd> lock() {
   Fd fd(::open(pins, O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (!fd) {
     return fail("open(" + std::string(pins) + ")", errno,
                 errno == ENOENT ? "the option is not enabled" : "");
   }
-  if (::flock(fd.get(), LOCK_EX | LOCK_NB) != 0) {
-    return fail("flock(" + std::string(pins) + ")", errno,
-                errno == EWOULDBLOCK ? "another reuseportctl is running; try again" : "");
+  constexpr auto patience = std::chrono::seconds(10);
+  const auto end = std::chrono::steady_clock::now() + patience;
+  while (::flock(fd.get(), LOCK_EX | LOCK_NB) != 0) {
+    if (errno != EWOULDBLOCK || std::chrono::steady_clock::now() >= end) {
+      return fail(
+          "flock(" + std::string(pins) + ")", errno,
+          errno == EWOULDBLOCK ? "another reuseportctl has held it for 10 s; try again" : "");
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
   }
   return fd;
 }

@@ -7,6 +7,7 @@
 #include <linux/reuseport.h>
 #include <netinet/tcp.h>
 #include <poll.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -145,6 +146,20 @@ TEST_F(StockScope, the_call_works) {
   ASSERT_TRUE(disable());
   EXPECT_FALSE(std::filesystem::exists(pins));
   EXPECT_EQ(set_mode(before, REUSEPORT_LISTEN_OFF), ENOPROTOOPT);
+}
+
+TEST_F(StockScope, enable_waits_for_another_one) {
+  static_cast<void>(enable_here());
+  Fd other(::open("/sys/fs/bpf/reuseport", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  ASSERT_TRUE(other);
+  ASSERT_EQ(::flock(other.get(), LOCK_EX | LOCK_NB), 0);
+  std::thread ends([&other] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(300));
+    other.reset();
+  });
+  const Enabled again = enable_here();
+  ends.join();
+  EXPECT_FALSE(again.first);
 }
 
 TEST_F(StockScope, settles) {
