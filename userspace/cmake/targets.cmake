@@ -81,7 +81,7 @@ function(reuseport_bpf name source)
   file(MAKE_DIRECTORY ${skeletons})
   add_custom_command(OUTPUT ${object}
     COMMAND ${CLANG} -target bpf -mcpu=v3 -O2 -g -Wall -Wextra -Wno-unused-parameter -Werror
-      ${arg_UNPARSED_ARGUMENTS} -ffile-prefix-map=${PROJECT_SOURCE_DIR}/= -I${PROJECT_SOURCE_DIR} -I${PROJECT_SOURCE_DIR}/../uapi
+      ${arg_UNPARSED_ARGUMENTS} -ffile-prefix-map=${PROJECT_SOURCE_DIR}/= -ffile-compilation-dir=. -I${PROJECT_SOURCE_DIR} -I${PROJECT_SOURCE_DIR}/../uapi
       -I/usr/include/${CMAKE_LIBRARY_ARCHITECTURE}
       -c ${CMAKE_CURRENT_SOURCE_DIR}/${source} -o ${object}
     DEPENDS ${source} ${arg_DEPENDS} ${PROJECT_SOURCE_DIR}/option/kernel.bpf.h
