@@ -318,6 +318,26 @@ class Drain {
 
   [[nodiscard]] bool closed(const Target& t) const { return core_ ? !t.fd : !t.still_held(); }
 
+  /// As was seen: while none were counted they may be many.
+  [[nodiscard]] bool few_connections() const {
+    return !options_.connections ||
+           (result_.connections && *result_.connections <= *options_.connections);
+  }
+
+  /// The server ended before its connections were few.
+  [[nodiscard]] std::optional<Failure> connections_cut() const {
+    if (few_connections() || !server_->ended()) {
+      return std::nullopt;
+    }
+    Failure failure(Exit::error,
+                    result_.connections
+                        ? fmt::format("the server ended with {} at the last count", result_.left())
+                        : std::string("the server ended before its connections were counted"),
+                    "what it had then may have been cut");
+    failure.detail = detail();
+    return failure;
+  }
+
   /// Flows that are older than the adoption of their socket are over after the idle time.
   [[nodiscard]] bool few_flows() const {
     return !options_.flows || (result_.all_flows_known() && *result_.flows <= *options_.flows);
@@ -525,10 +545,12 @@ class Drain {
         if (!count) {
           return undone(count.error());
         }
-        result_.connections = *count;
+        result_.connections = *count ? *count : result_.connections;
       }
-      if (auto cut = flows_cut(); cut) {
-        return undone(std::move(*cut));
+      for (auto cut : {connections_cut(), flows_cut()}) {
+        if (cut) {
+          return undone(std::move(*cut));
+        }
       }
       if (start >= next_count && !server_->ended()) {
         if (auto ok = count_flows(); !ok) {
@@ -536,9 +558,7 @@ class Drain {
         }
         next_count = after(std::max<std::chrono::milliseconds>(since(start) * 4, count_every));
       }
-      const bool few = (server_->ended() || !options_.connections ||
-                        result_.connections.value_or(0) <= *options_.connections) &&
-                       few_flows();
+      const bool few = few_connections() && few_flows();
       const bool drained = !core_ || core_->look();
       if (core_) {
         record();

@@ -529,6 +529,32 @@ TEST_F(CtlTest, connections_that_stay_are_exit_6_and_no_signal) {
   EXPECT_EQ(::kill(old.pid(), 0), 0);
 }
 
+TEST_F(CtlTest, a_server_that_ends_with_connections_left_may_have_cut_them) {
+  const std::string said = "/tmp/ctl_test.before." + port();
+  for (const char* method : {"close", "auto"}) {
+    for (const int signal : {SIGKILL, SIGTERM}) {
+      Running old = server(1, "keep");
+      const Fd client = connected();
+      std::array<char, 16> text{};
+      ASSERT_TRUE(test::eventually(
+          [&] { return ::recv(client.get(), text.data(), text.size(), MSG_DONTWAIT) > 0; }));
+      const Running fresh = server(1);
+      auto drain =
+          start_tool({"drain", "--json", "--method", method, "--connections", "0", "--pid",
+                      pid_of(old), "--signal", "TERM", "--before-signal", "touch " + said});
+      ASSERT_TRUE(test::eventually([&] { return std::filesystem::exists(said); }))
+          << drain.peek().err;
+      EXPECT_FALSE(test::eventually([&] { return drain.ended(); }, 300ms)) << drain.peek().err;
+      old.kill(signal);
+      const auto ran = drain.result();
+      EXPECT_EQ(ran.code, 1) << method << ran.out << ran.err;
+      EXPECT_NE(ran.err.find("the server ended "), std::string::npos) << ran.err;
+      EXPECT_NE(ran.doc()["error"]["detail"]["connections_left"], 0) << ran.out;
+      ::unlink(said.c_str());
+    }
+  }
+}
+
 TEST_F(CtlTest, a_before_signal_that_fails_or_hangs_changes_nothing) {
   const Running old = server(1);
   const Running fresh = server(1);

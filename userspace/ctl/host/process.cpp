@@ -287,6 +287,10 @@ bool Process::ended(std::chrono::milliseconds timeout) const {
   }
 }
 
+bool Process::ending() const {
+  return ended() || (proc_ && live_threads(proc_.get()).empty());
+}
+
 Result<std::vector<SocketRef>> Process::sockets() const {
   std::vector<SocketRef> out;
   const Look look = each_socket(proc_.get(), [&](int fd, std::uint64_t inode) {

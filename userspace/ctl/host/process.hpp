@@ -48,6 +48,9 @@ class Process {
   /// Whether it has ended (a zombie has), waiting up to @p timeout.
   [[nodiscard]] bool ended(std::chrono::milliseconds timeout = {}) const;
 
+  /// Whether it has ended or is about to: its descriptors may be closed already.
+  [[nodiscard]] bool ending() const;
+
   /// Whether its descriptor @p fd is still socket @p inode. False once it has ended. If its first
   /// thread has ended, reads another thread's descriptors. A process that is exiting, whose threads
   /// have already released their descriptors, counts as a holder until it has ended.
