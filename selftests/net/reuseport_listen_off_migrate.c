@@ -186,7 +186,7 @@ TEST_F(migrate, queue_to_on)
 	QUEUE_ALL();
 	OTHERS_JOIN(ON, STANDBY);
 	STOP_A();
-	EXPECT_EQ(NR_FLOWS, wait_queued(self->b, NR_FLOWS));
+	ASSERT_EQ(NR_FLOWS, wait_queued(self->b, NR_FLOWS));
 	EXPECT_EQ(0, get_info(self->c).queued);
 	EXPECT_EQ(0, get_info(self->d).queued);
 	EXPECT_EQ(NR_FLOWS, take_all(self->b, self->flow));
@@ -197,7 +197,7 @@ TEST_F(migrate, queue_to_standby)
 	QUEUE_ALL();
 	OTHERS_JOIN(OFF, STANDBY);
 	STOP_A();
-	EXPECT_EQ(NR_FLOWS, wait_queued(self->c, NR_FLOWS));
+	ASSERT_EQ(NR_FLOWS, wait_queued(self->c, NR_FLOWS));
 	EXPECT_EQ(0, get_info(self->b).queued);
 	EXPECT_EQ(0, get_info(self->d).queued);
 	EXPECT_EQ(NR_FLOWS, take_all(self->c, self->flow));
@@ -221,7 +221,7 @@ TEST_F(migrate, request_to_on)
 	OTHERS_JOIN(ON, STANDBY);
 	STOP_A();
 	ACK_ALL();
-	EXPECT_EQ(NR_FLOWS, wait_queued(self->b, NR_FLOWS));
+	ASSERT_EQ(NR_FLOWS, wait_queued(self->b, NR_FLOWS));
 	EXPECT_EQ(NR_FLOWS, take_all(self->b, self->flow));
 	EXPECT_EQ(0, empty_queue(self->c));
 	EXPECT_EQ(0, empty_queue(self->d));
@@ -233,7 +233,7 @@ TEST_F(migrate, request_to_standby)
 	OTHERS_JOIN(OFF, STANDBY);
 	STOP_A();
 	ACK_ALL();
-	EXPECT_EQ(NR_FLOWS, wait_queued(self->c, NR_FLOWS));
+	ASSERT_EQ(NR_FLOWS, wait_queued(self->c, NR_FLOWS));
 	EXPECT_EQ(NR_FLOWS, take_all(self->c, self->flow));
 	EXPECT_EQ(0, empty_queue(self->b));
 	EXPECT_EQ(0, empty_queue(self->d));
@@ -260,7 +260,7 @@ TEST_F(migrate, request_after_another_change)
 	ASSERT_EQ(0, set_mode(self->b, OFF));
 	ASSERT_EQ(0, set_mode(self->d, ON));
 	ACK_ALL();
-	EXPECT_EQ(NR_FLOWS, wait_queued(self->d, NR_FLOWS));
+	ASSERT_EQ(NR_FLOWS, wait_queued(self->d, NR_FLOWS));
 	EXPECT_EQ(NR_FLOWS, take_all(self->d, self->flow));
 	EXPECT_EQ(0, empty_queue(self->b));
 	EXPECT_EQ(0, empty_queue(self->c));
@@ -279,7 +279,7 @@ TEST_F(migrate, request_by_timer)
 	/* There it waits as if B had begun it, though B goes OFF. */
 	ASSERT_EQ(0, set_mode(self->b, OFF));
 	ACK_ALL();
-	EXPECT_EQ(NR_FLOWS, wait_queued(self->b, NR_FLOWS));
+	ASSERT_EQ(NR_FLOWS, wait_queued(self->b, NR_FLOWS));
 	EXPECT_EQ(NR_FLOWS, take_all(self->b, self->flow));
 	EXPECT_TRUE(wait_for(is_drained(self->b)));
 }
@@ -296,7 +296,7 @@ TEST_F(migrate, fast_open_child_to_on)
 	EXPECT_EQ(NR_FLOWS, wait_queued(self->a, NR_FLOWS));
 	OTHERS_JOIN(ON, STANDBY);
 	STOP_A();
-	EXPECT_EQ(NR_FLOWS, wait_queued(self->b, NR_FLOWS));
+	ASSERT_EQ(NR_FLOWS, wait_queued(self->b, NR_FLOWS));
 	ACK_ALL();
 	EXPECT_EQ(NR_FLOWS, take_all(self->b, self->flow));
 	EXPECT_EQ(0, empty_queue(self->c));
@@ -320,7 +320,7 @@ TEST_F(migrate, program_naming_an_off_member)
 			     skel->progs.select_or_migrate.prog_fd));
 	STOP_A();
 	ACK_ALL();
-	EXPECT_EQ(NR_FLOWS, wait_queued(self->b, NR_FLOWS));
+	ASSERT_EQ(NR_FLOWS, wait_queued(self->b, NR_FLOWS));
 	EXPECT_EQ(-ENOENT, skel->bss->answer);
 	EXPECT_EQ(NR_FLOWS, take_all(self->b, self->flow));
 	EXPECT_EQ(0, empty_queue(self->c));
