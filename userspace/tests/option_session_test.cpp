@@ -9,6 +9,7 @@
 
 #include <cerrno>
 #include <cstring>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -112,28 +113,29 @@ Fd open_bound(const Address& at) {
   return fd;
 }
 
-/// Sends spread_over datagrams from as many sockets; returns how many each got, then -1 if they
-/// were refused.
+/// Sends spread_over datagrams from as many sockets; returns how many each got, then how many were
+/// refused. Waits for all of them: on a busy machine a softirq comes later.
 std::vector<int> send_many(const Address& to, const std::vector<const Fd*>& sockets) {
   std::vector<Fd> clients;
-  int refused = 0;
   for (int i = 0; i < spread_over; i++) {
     Fd client(::socket(to.family(), SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
     EXPECT_EQ(::connect(client.get(), to.get(), to.len), 0);
     EXPECT_EQ(::send(client.get(), "x", 1, 0), 1);
-    char byte = 0;
-    refused += ::recv(client.get(), &byte, 1, 0) < 0 && errno == ECONNREFUSED ? 1 : 0;
     clients.push_back(std::move(client));
   }
-  std::vector<int> got;
-  for (const Fd* socket : sockets) {
-    int n = 0;
-    for (char byte = 0; ::recv(socket->get(), &byte, 1, 0) == 1;) {
-      n++;
+  std::vector<int> got(sockets.size() + 1);
+  char byte = 0;
+  static_cast<void>(eventually([&] {
+    for (std::size_t i = 0; i < sockets.size(); i++) {
+      while (::recv(sockets[i]->get(), &byte, 1, 0) == 1) {
+        got[i]++;
+      }
     }
-    got.push_back(n);
-  }
-  got.push_back(refused);
+    for (const Fd& client : clients) {
+      got.back() += ::recv(client.get(), &byte, 1, 0) < 0 && errno == ECONNREFUSED ? 1 : 0;
+    }
+    return std::accumulate(got.begin(), got.end(), 0) == spread_over;
+  }));
   return got;
 }
 
