@@ -314,7 +314,12 @@ static void churner(const struct test *t, int nr, int index)
 			add(&shared->joins);
 			break;
 		case 4:
-			if (t->type != SOCK_STREAM)
+			/* In IPv6 it comes back to the end of its bucket, and
+			 * a lookup that stands at it misses those in between,
+			 * on any kernel.
+			 */
+			if (t->type != SOCK_STREAM ||
+			    family_of(paths[t->path].bind) == AF_INET6)
 				break;
 			check_never_on(t, member[i]);
 			if (shutdown(member[i], SHUT_RD) ||
