@@ -118,6 +118,7 @@ Status make_directory() {
 }
 
 /// One tool at a time; released with the descriptor. Units that start together wait for each other.
+/// ENOENT also if a disable() that held it has removed the directory: another may be there now.
 Result<Fd> lock() {
   Fd fd(::open(pins, O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (!fd) {
@@ -134,6 +135,11 @@ Result<Fd> lock() {
     }
     std::this_thread::sleep_for(std::chrono::milliseconds(20));
   }
+  struct stat mine {};
+  struct stat there {};
+  if (::fstat(fd.get(), &mine) != 0 || ::stat(pins, &there) != 0 || mine.st_ino != there.st_ino) {
+    return fail("flock(" + std::string(pins) + ")", ENOENT, "the option has just been disabled");
+  }
   return fd;
 }
 
@@ -144,16 +150,7 @@ Result<Fd> make_and_lock() {
       return tl::unexpected(ok.error());
     }
     auto locked = lock();
-    if (!locked && locked.error().errnum == ENOENT) {
-      continue;
-    }
-    if (!locked) {
-      return locked;
-    }
-    struct stat mine {};
-    struct stat there {};
-    if (::fstat(locked->get(), &mine) == 0 && ::stat(pins, &there) == 0 &&
-        mine.st_ino == there.st_ino) {
+    if (locked || locked.error().errnum != ENOENT) {
       return locked;
     }
   }

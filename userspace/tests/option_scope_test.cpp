@@ -162,6 +162,27 @@ TEST_F(StockScope, enable_waits_for_another_one) {
   EXPECT_FALSE(again.first);
 }
 
+TEST_F(StockScope, disable_does_not_go_on_in_a_directory_that_is_gone) {
+  const std::string pins = "/sys/fs/bpf/reuseport";
+  static_cast<void>(enable_here());
+  Fd other(::open(pins.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  ASSERT_TRUE(other);
+  ASSERT_EQ(::flock(other.get(), LOCK_EX | LOCK_NB), 0);
+  std::thread ends([&other, &pins] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(300));
+    EXPECT_EQ(::rename(pins.c_str(), (pins + "_gone").c_str()), 0);
+    EXPECT_EQ(::mkdir(pins.c_str(), 0700), 0);
+    other.reset();
+  });
+  const auto done = disable();
+  ends.join();
+  ASSERT_FALSE(done);
+  EXPECT_EQ(done.error().errnum, ENOENT);
+  ASSERT_EQ(::rmdir(pins.c_str()), 0);
+  ASSERT_EQ(::rename((pins + "_gone").c_str(), pins.c_str()), 0);
+  EXPECT_TRUE(disable());
+}
+
 TEST_F(StockScope, settles) {
   enable_here();
   const Fd a = open_listener(address("127.0.0.1"));
