@@ -31,7 +31,6 @@ namespace {
 class FlowLoop final : public LoadLoop {
  public:
   using LoadLoop::LoadLoop;
-  Result<void> prepare() override;
   void run() override;
 
  private:
@@ -59,8 +58,6 @@ class FlowLoop final : public LoadLoop {
   void end(std::size_t slot, std::uint64_t* count);
   void do_due(std::int64_t now, bool expires);
 
-  Fd epoll_;
-  sockaddr_in server_{};
   std::vector<Client> clients_;
   std::vector<std::size_t> free_;
   std::priority_queue<Due> due_;
@@ -70,20 +67,6 @@ class FlowLoop final : public LoadLoop {
 
   static constexpr std::uint16_t first_port = 1024;
 };
-
-Result<void> FlowLoop::prepare() {
-  server_.sin_family = AF_INET;
-  server_.sin_port = htons(spec_.port);
-  if (inet_pton(AF_INET, spec_.address.c_str(), &server_.sin_addr) != 1) {
-    return error(fmt::format("load: '{}' is no IPv4 address", spec_.address));
-  }
-  epoll_ = Fd{epoll_create1(EPOLL_CLOEXEC)};
-  if (!epoll_) {
-    return sys_error("epoll_create1", errno);
-  }
-  raise_descriptor_limit();
-  return {};
-}
 
 /// Uses ports in turn: the kernel might choose the port of a flow that has just ended, and the
 /// server would take it for that flow.

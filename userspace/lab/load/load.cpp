@@ -30,12 +30,31 @@ std::uint64_t count_wrong_generation(const std::vector<Answer>& answers,
   return wrong;
 }
 
+namespace {
+
+/// To what the process may have.
 void raise_descriptor_limit() {
   rlimit files{};
   if (getrlimit(RLIMIT_NOFILE, &files) == 0 && files.rlim_cur < files.rlim_max) {
     files.rlim_cur = files.rlim_max;
     setrlimit(RLIMIT_NOFILE, &files);
   }
+}
+
+}  // namespace
+
+Result<void> LoadLoop::prepare() {
+  server_.sin_family = AF_INET;
+  server_.sin_port = htons(spec_.port);
+  if (inet_pton(AF_INET, spec_.address.c_str(), &server_.sin_addr) != 1) {
+    return error(fmt::format("load: '{}' is not an IPv4 address", spec_.address));
+  }
+  epoll_ = Fd{epoll_create1(EPOLL_CLOEXEC)};
+  if (!epoll_) {
+    return sys_error("epoll_create1", errno);
+  }
+  raise_descriptor_limit();
+  return {};
 }
 
 namespace {
@@ -72,8 +91,6 @@ class ConnectionLoop final : public LoadLoop {
   void end(std::size_t slot, std::uint64_t* count);
   void expire(std::int64_t now);
 
-  Fd epoll_;
-  sockaddr_in server_{};
   std::vector<Connection> slots_;
   std::vector<std::size_t> free_;
   std::deque<Deadline> deadlines_;
@@ -82,16 +99,9 @@ class ConnectionLoop final : public LoadLoop {
 };
 
 Result<void> ConnectionLoop::prepare() {
-  server_.sin_family = AF_INET;
-  server_.sin_port = htons(spec_.port);
-  if (inet_pton(AF_INET, spec_.address.c_str(), &server_.sin_addr) != 1) {
-    return error(fmt::format("load: '{}' is not an IPv4 address", spec_.address));
+  if (auto prepared = LoadLoop::prepare(); !prepared) {
+    return prepared;
   }
-  epoll_ = Fd{epoll_create1(EPOLL_CLOEXEC)};
-  if (!epoll_) {
-    return sys_error("epoll_create1", errno);
-  }
-  raise_descriptor_limit();
   if (spec_.connections != 0) {
     answers.reserve(spec_.connections);
   }

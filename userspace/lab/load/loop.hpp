@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <netinet/in.h>
+
 #include <algorithm>
 #include <limits>
 #include <memory>
@@ -22,7 +24,8 @@ class LoadLoop {
   LoadLoop& operator=(LoadLoop&&) = delete;
   virtual ~LoadLoop() = default;
 
-  virtual Result<void> prepare() = 0;
+  /// Finds the server and makes what run() waits on.
+  virtual Result<void> prepare();
   virtual void run() = 0;
 
   LoadResult result;
@@ -79,13 +82,12 @@ class LoadLoop {
   LoadSpec spec_;
   std::mt19937_64 random_;
   std::int64_t next_start_ = 0;
+  Fd epoll_;
+  sockaddr_in server_{};
 
  private:
   Load& load_;
 };
-
-/// The number of descriptors that this process may have.
-void raise_descriptor_limit();
 
 /// The clients of UDP flows, see load/flows.hpp.
 std::unique_ptr<LoadLoop> make_flow_loop(const LoadSpec& spec, Load& load);
