@@ -20,7 +20,7 @@ namespace reuseport::ctl {
 
 namespace {
 
-/// What a service manager says to us and not to our children: sd_notify(3), sd_listen_fds(3),
+/// Variables that a service manager sets for this process alone: sd_notify(3), sd_listen_fds(3),
 /// sd_watchdog_enabled(3).
 constexpr std::array<std::string_view, 6> ours_alone = {
     "NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "WATCHDOG_PID", "WATCHDOG_USEC"};
@@ -102,8 +102,7 @@ Outcome<Child> Children::start(const std::vector<std::string>& command, const En
     return failed(Error{"fork", errno, {}});
   }
   if (pid == 0) {
-    // a group of its own: what a terminal sends to its foreground is for us to act on, and a whole
-    // group can be ended
+    // Its own group: a signal from the terminal reaches only us, and we can end the whole group.
     ::setpgid(0, 0);
     restore_open_files();
     Signals::restore();
@@ -111,7 +110,7 @@ Outcome<Child> Children::start(const std::vector<std::string>& command, const En
     const int err = errno;
     ::_exit(::write(write_end.get(), &err, sizeof(err)) > 0 ? 127 : 126);
   }
-  auto process = Process::open(pid);  // not reaped yet, so this is it
+  auto process = Process::open(pid);  // not reaped yet, so the number is still its own
   write_end.reset();
   int err = 0;
   ssize_t n = 0;
@@ -123,28 +122,51 @@ Outcome<Child> Children::start(const std::vector<std::string>& command, const En
     ::waitpid(pid, nullptr, 0);
     return process ? failed(Error{"exec " + command.front(), err, {}}) : failed(process.error());
   }
-  auto state = std::make_shared<Child::State>(Child::State{std::move(*process), {}});
+  auto state = std::make_shared<Child::State>(Child::State{.process = std::move(*process)});
   known_[pid] = state;
   return Child(std::move(state));
 }
 
+Child Children::adopt(Process process) {
+  return Child(std::make_shared<Child::State>(
+      Child::State{.process = std::move(process), .status = {}, .adopted = true}));
+}
+
+void Children::give_away(const Child& child) {
+  child.disown();
+  known_.erase(child.pid());
+  only_known_ = true;
+}
+
 void Children::reap() {
   int status = 0;
-  for (pid_t pid = 0; (pid = ::waitpid(-1, &status, WNOHANG)) > 0;) {
+  const auto reaped = [&](pid_t pid) {
     const auto it = known_.find(pid);
     if (it == known_.end()) {
-      continue;  // an orphan
+      return;  // an orphan
     }
     if (const auto state = it->second.lock()) {
       state->status = status;
     }
     known_.erase(it);
+  };
+  if (!only_known_) {
+    for (pid_t pid = 0; (pid = ::waitpid(-1, &status, WNOHANG)) > 0;) {
+      reaped(pid);
+    }
+    return;
+  }
+  for (auto it = known_.begin(); it != known_.end();) {
+    const pid_t pid = (it++)->first;
+    if (::waitpid(pid, &status, WNOHANG) > 0) {
+      reaped(pid);
+    }
   }
 }
 
 void end_group(const Child& child, Children& children, Waiter& waiter) {
   constexpr auto pause = std::chrono::milliseconds(20);
-  constexpr auto grace = std::chrono::milliseconds(1000);  // for the kernel to end what was killed
+  constexpr auto grace = std::chrono::milliseconds(1000);
   child.signal_group(SIGKILL);
   for (const auto until = after(grace); child.running() && Clock::now() < until;) {
     static_cast<void>(waiter.wait(pause));

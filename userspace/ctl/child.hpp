@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Processes that the tool starts: each held by a pidfd, each in a process group of its own, and the
-// statuses of all that end here, orphans included.
+// Processes that the tool starts. Each is held by a pidfd and has its own process group. The tool
+// reaps them, and orphans too.
 #ifndef REUSEPORTCTL_CHILD_HPP
 #define REUSEPORTCTL_CHILD_HPP
 
@@ -19,22 +19,31 @@
 
 namespace reuseport::ctl {
 
-/// A process started by Children::start(). Copies are the same process. Nothing is ended by the
-/// destructor: that is the owner's decision.
+/// A process from Children::start() or Children::adopt(). Copies are the same process. The
+/// destructor does not end it.
 class Child {
  public:
   [[nodiscard]] pid_t pid() const { return state_->process.pid(); }
   [[nodiscard]] ProcessPtr process() const { return {state_, &state_->process}; }
-  /// Not yet reaped, that is.
-  [[nodiscard]] bool running() const { return !state_->status; }
+  /// A child runs until it is reaped, an adopted process until it ends.
+  [[nodiscard]] bool running() const {
+    return !state_->status && !(state_->adopted && state_->process.ended());
+  }
 
-  /// To the process, or to nobody once it has ended.
+  /// Does nothing if the process has ended.
   void signal(int signum) const;
-  /// To its process group too. Does nothing once it was reaped: the number may be another's then.
+  /// Signals its process group too. Does nothing after the process was reaped: another process may
+  /// have its number by then.
   void signal_group(int signum) const;
 
-  /// What a shell would say: the exit code, or 128 plus the signal. Only once it has ended.
+  /// The exit code, or 128 plus the signal, as in a shell. Only for a child that has ended.
   [[nodiscard]] int exit_code() const;
+  /// The same, but empty for an adopted process: only its parent knows it.
+  [[nodiscard]] std::optional<int> status() const {
+    return state_->adopted ? std::nullopt : std::optional(exit_code());
+  }
+  /// It is not our child any more: this process is a fork of its parent.
+  void disown() const { state_->adopted = true; }
   /// "exited with 3", "was killed by SIGKILL"
   [[nodiscard]] std::string how() const;
 
@@ -42,38 +51,46 @@ class Child {
   friend class Children;
   struct State {
     Process process;
-    std::optional<int> status;  // as waitpid() gave it
+    std::optional<int> status = {};  // of waitpid()
+    bool adopted = false;
   };
   explicit Child(std::shared_ptr<State> state) : state_(std::move(state)) {}
 
   std::shared_ptr<State> state_;
 };
 
-/// All of them. One object a program, for it reaps whatever ends below this process.
+/// Starts and reaps processes. Reaps every child of this process, so a program has one object.
 class Children {
  public:
   using Environment = std::vector<std::pair<std::string, std::string>>;
 
-  /// Takes SIGCHLD back to its default: a caller that ignores it would have the kernel reap.
+  /// Sets SIGCHLD to its default: if the caller ignored it, the kernel would reap.
   Children();
 
-  /// Starts a program, with every signal at its default and none blocked, @p more in its
-  /// environment and nothing of what a service manager told us. A failing exec is an error here and
-  /// no dead child.
+  /// Starts a program with @p more in its environment, every signal at its default and none
+  /// blocked. Removes the variables that a service manager has set for us. Fails if exec fails.
   [[nodiscard]] Outcome<Child> start(const std::vector<std::string>& command,
                                      const Environment& more = {});
 
-  /// Collects whoever has ended: ours, and orphans that became ours (PID 1, subreaper).
+  /// A process that somebody else has started.
+  [[nodiscard]] static Child adopt(Process process);
+
+  /// Leaves @p child to the service manager, which gets it and its status when this process ends.
+  /// From then on reaps no orphans.
+  void give_away(const Child& child);
+
+  /// Reaps what has ended: our children, and orphans (as PID 1 or subreaper).
   void reap();
 
  private:
   std::map<pid_t, std::weak_ptr<Child::State>> known_;
+  bool only_known_ = false;
 };
 
-/// Kills @p child with its process group, and waits a moment for its end.
+/// Kills @p child and its process group, and waits up to a second for its end.
 void end_group(const Child& child, Children& children, Waiter& waiter);
 
-/// Programs that are run on the way, by /bin/sh.
+/// The command line that runs @p command by /bin/sh.
 [[nodiscard]] std::vector<std::string> shell(const std::string& command);
 
 }  // namespace reuseport::ctl

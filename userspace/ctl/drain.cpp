@@ -639,6 +639,9 @@ class Drain {
       t.fd.reset();  // our copies would keep them open with nobody to accept
     }
     if (options_.signal) {
+      if (around_.before_signal) {
+        around_.before_signal();
+      }
       const auto ok = server_->signal(*options_.signal);
       if (!ok && ok.error().errnum != ESRCH) {
         return undone_without_fds(ok.error());

@@ -17,6 +17,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
@@ -106,6 +107,7 @@ struct Surroundings {
   Waiter& waiter;
   Children& children;
   const Output& out;
+  std::function<void()> before_signal = {};  ///< called when all checks are passed
 };
 
 /// Runs a drain. On failure every listener has its old mode again, except at the deadline (exit 6):

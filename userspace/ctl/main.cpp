@@ -362,6 +362,8 @@ void declare(CLI::App& app, Arguments& a, std::function<Outcome<int>()>& run) {
   add_method(restart, a.restart, a.restart.reuseport_only);
   restart->add_flag("--allow-last", a.restart.allow_last,
                     "even if the new server does not serve every address");
+  restart->add_flag("--unit", a.restart.unit,
+                    "in a systemd unit: start its server, or replace it; return when it serves");
   restart->add_flag("--dry-run", a.restart.dry_run, "only print what would be done");
   restart->callback([&] { run = [&] { return supervise(a.restart, a.out); }; });
 

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "notify.hpp"
 
+#include <fcntl.h>
 #include <fmt/format.h>
+#include <poll.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -43,7 +45,7 @@ Notify::Notify() {
   }
 }
 
-void Notify::send(const std::string& state) const {
+void Notify::send(const std::string& state, const std::vector<int>& fds) const {
   sockaddr_un un{};
   if (path_.size() < 2 || path_.size() >= sizeof(un.sun_path) ||
       (path_[0] != '/' && path_[0] != '@')) {
@@ -55,15 +57,33 @@ void Notify::send(const std::string& state) const {
     un.sun_path[0] = '\0';  // an abstract socket
   }
   const Fd fd(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
-  if (fd) {
-    const auto len = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + path_.size());
-    ::sendto(fd.get(), state.data(), state.size(), MSG_NOSIGNAL,
-             static_cast<const sockaddr*>(static_cast<const void*>(&un)), len);
+  if (!fd) {
+    return;
   }
+  std::string text = state;
+  iovec part{text.data(), text.size()};
+  msghdr message{};
+  message.msg_name = &un;
+  message.msg_namelen = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + path_.size());
+  message.msg_iov = &part;
+  message.msg_iovlen = 1;
+  const std::size_t size = fds.size() * sizeof(int);
+  std::vector<cmsghdr> control(fds.empty() ? 0 : CMSG_SPACE(size) / sizeof(cmsghdr) + 1);
+  if (!fds.empty()) {
+    message.msg_control = control.data();
+    message.msg_controllen = CMSG_SPACE(size);
+    cmsghdr* header = CMSG_FIRSTHDR(&message);
+    header->cmsg_level = SOL_SOCKET;
+    header->cmsg_type = SCM_RIGHTS;
+    header->cmsg_len = CMSG_LEN(size);
+    std::memcpy(CMSG_DATA(header), fds.data(), size);
+  }
+  ::sendmsg(fd.get(), &message, MSG_NOSIGNAL);
 }
 
-void Notify::ready(const std::string& status) const {
-  send("READY=1\nSTATUS=" + status);
+void Notify::ready(const std::string& status, pid_t main_process) const {
+  send((main_process != 0 ? fmt::format("MAINPID={}\n", main_process) : "") +
+       "READY=1\nSTATUS=" + status);
 }
 
 void Notify::reloading() const {
@@ -88,15 +108,47 @@ void Notify::status(const std::string& text) const {
   send("STATUS=" + text);
 }
 
-void close_passed_sockets() {
+void Notify::main_process(pid_t pid) const {
+  send(fmt::format("MAINPID={}", pid));
+}
+
+void Notify::store(const std::vector<int>& fds) const {
+  constexpr std::size_t most = 253;  // SCM_MAX_FD
+  send("FDSTOREREMOVE=1\nFDNAME=listeners");
+  for (std::size_t i = 0; i < fds.size(); i += most) {
+    const auto first = fds.begin() + static_cast<std::ptrdiff_t>(i);
+    const auto count = static_cast<std::ptrdiff_t>(std::min(most, fds.size() - i));
+    send("FDSTORE=1\nFDNAME=listeners", {first, first + count});
+  }
+}
+
+void Notify::flush() const {
+  constexpr int patience = 5000;
+  int ends[2];
+  if (path_.empty() || ::pipe2(ends, O_CLOEXEC) != 0) {
+    return;
+  }
+  const Fd read_end(ends[0]);
+  Fd write_end(ends[1]);
+  send("BARRIER=1", {write_end.get()});  // the manager closes it
+  write_end.reset();
+  pollfd p{read_end.get(), 0, 0};
+  ::poll(&p, 1, patience);
+}
+
+std::vector<Fd> passed_sockets() {
+  std::vector<Fd> sockets;
   constexpr int first = 3;  // SD_LISTEN_FDS_START
   constexpr std::int64_t many = 65536;
   if (number_in("LISTEN_PID") == std::optional<std::int64_t>(::getpid())) {
     const auto count = std::clamp<std::int64_t>(number_in("LISTEN_FDS").value_or(0), 0, many);
     for (int fd = first; fd < first + count; fd++) {
-      ::close(fd);
+      if (::fcntl(fd, F_SETFD, FD_CLOEXEC) == 0) {
+        sockets.emplace_back(fd);
+      }
     }
   }
+  return sockets;
 }
 
 }  // namespace reuseport::ctl

@@ -1,41 +1,53 @@
 // SPDX-License-Identifier: Apache-2.0
-// The service manager's side of Type=notify: sd_notify(3), which is one datagram.
+// Messages to a service manager: sd_notify(3). Each is one datagram.
 #ifndef REUSEPORTCTL_NOTIFY_HPP
 #define REUSEPORTCTL_NOTIFY_HPP
 
+#include <sys/types.h>
+
 #include <chrono>
 #include <string>
+#include <vector>
 
+#include "reuseport/reuseport.hpp"
 #include "wait.hpp"
 
 namespace reuseport::ctl {
 
-/// Tells the service manager, if there is one ($NOTIFY_SOCKET); otherwise does nothing.
+/// Sends messages to the service manager in $NOTIFY_SOCKET. Does nothing without one.
 class Notify {
  public:
   Notify();
 
-  void ready(const std::string& status) const;
-  /// RELOADING=1 with the time systemd 253 asks for.
+  /// @param main_process  the main process of the unit from now on, if not 0
+  void ready(const std::string& status, pid_t main_process = 0) const;
+  /// RELOADING=1, with the time that systemd 253 needs.
   void reloading() const;
   void stopping() const;
   void status(const std::string& text) const;
 
-  /// WATCHDOG=1 where it is due: $WATCHDOG_USEC asks for it (sd_watchdog_enabled(3)), and it is
-  /// sent twice as often as that. Call after waits of at most beat().
+  /// Makes @p pid the main process of the unit.
+  void main_process(pid_t pid) const;
+  /// Puts descriptors into the descriptor store of the unit. Replaces those of an earlier call.
+  void store(const std::vector<int>& fds) const;
+  /// Waits until the service manager has read all messages so far, at most 5 s.
+  void flush() const;
+
+  /// Sends WATCHDOG=1 twice in each $WATCHDOG_USEC (sd_watchdog_enabled(3)). Call it after waits of
+  /// at most beat().
   void alive();
   [[nodiscard]] std::chrono::milliseconds beat() const { return beat_; }
 
  private:
-  void send(const std::string& state) const;
+  void send(const std::string& state, const std::vector<int>& fds = {}) const;
   std::string path_;
   std::chrono::milliseconds beat_ = std::chrono::milliseconds::max();
   Clock::time_point next_beat_ = Clock::time_point::max();
 };
 
-/// Closes the sockets a service manager passed to us (sd_listen_fds(3)): nobody here would accept
-/// from them.
-void close_passed_sockets();
+/// The sockets that the service manager has passed to us (sd_listen_fds(3)). No child inherits
+/// them.
+[[nodiscard]] std::vector<Fd> passed_sockets();
 
 }  // namespace reuseport::ctl
 

@@ -15,9 +15,11 @@
 #include "datagrams.hpp"
 #include "looking_after.hpp"
 #include "option/option.hpp"
+#include "probe.hpp"
 #include "provider.hpp"
 #include "select.hpp"
 #include "served.hpp"
+#include "unit.hpp"
 
 namespace reuseport::ctl {
 
@@ -28,7 +30,7 @@ namespace {
 
 constexpr auto poll_first = 20ms;
 constexpr auto poll_most = 200ms;
-/// After a restart, before the next: what comes meanwhile is one wish, not several.
+/// Between two restarts: all SIGHUPs in this time cause one.
 constexpr auto storm_pause = 1000ms;
 constexpr auto way_back = 5000ms;  // for a newcomer that failed to give back what it has
 
@@ -43,7 +45,7 @@ DrainOptions drain_options(const RestartOptions& options) {
   o.connections = options.connections;
   o.selection.reuseport_only = options.reuseport_only;
   o.flows = options.flows;
-  o.at_deadline = AtDeadline::signal;  // while what provides the option by BPF is still there
+  o.at_deadline = AtDeadline::signal;  // while BPF still provides the option
   return o;
 }
 
@@ -53,24 +55,18 @@ class Supervisor final : public LookingAfter {
       : LookingAfter(out, std::move(signals)), options_(options) {}
 
   Outcome<int> run() {
-    auto first = children_.start(options_.command);
+    const auto first = replace({});
     if (!first) {
-      return tl::unexpected(first.error());
-    }
-    const auto ok = until_ready(*first, nullptr);
-    if (!ok) {
-      dismiss(*first);
       end_all();
-      return stopping_ ? Outcome<int>(0) : Outcome<int>(tl::unexpected(ok.error()));
+      return stopping_ ? Outcome<int>(0) : Outcome<int>(tl::unexpected(first.error()));
     }
-    current_ = *first;
-    take_in_datagrams();
-    event("started", {{"pid", current_->pid()}});
-    notify_.ready(fmt::format("serving, pid {}", current_->pid()));
+    notify_.ready(serving());
     while (!stopping_ && current_->running()) {
       if (reload_ && Clock::now() >= next_restart_) {
         reload_ = false;
-        restart();
+        notify_.reloading();
+        const auto done = replace({*current_});
+        notify_.ready(serving(done));
         next_restart_ = after(storm_pause);
         continue;
       }
@@ -90,6 +86,40 @@ class Supervisor final : public LookingAfter {
     return code;
   }
 
+  /// Once, for a unit: the service manager looks after the server from then on.
+  /// @param left  listeners of a server that has crashed
+  Outcome<int> run_in_unit(std::vector<Fd> left) {
+    left_ = std::move(left);
+    auto servers = servers_of_unit();
+    if (!servers) {
+      return tl::unexpected(servers.error());
+    }
+    std::vector<Child> olds;
+    for (Process& process : *servers) {
+      olds.push_back(Children::adopt(std::move(process)));
+    }
+    const auto done = replace(olds);
+    if (olds.empty() && !done) {
+      end_all();
+      return stopping_ ? Outcome<int>(0) : Outcome<int>(tl::unexpected(done.error()));
+    }
+    if (olds.empty()) {
+      keep_listeners();
+      notify_.ready(serving(), current_->pid());  // the last message that is taken from us
+    } else {
+      notify_.status(serving(done));
+    }
+    notify_.flush();
+    if (!leaving_.empty() && ::fork() == 0) {
+      for (const Leaving& l : leaving_) {
+        l.child.disown();
+      }
+      end_all();
+      ::_exit(0);
+    }
+    return done ? Outcome<int>(0) : Outcome<int>(tl::unexpected(done.error()));
+  }
+
   [[nodiscard]] Failure why() const override {
     return {Exit::error, "asked to stop during a restart; the old server has its listeners back"};
   }
@@ -105,12 +135,12 @@ class Supervisor final : public LookingAfter {
     switch (signal.number) {
       case SIGHUP:
         if (signal.from_kernel) {
-          out_.note("the terminal is gone: serving on");
+          out_.note("the terminal is gone; the server continues");
         } else {
           reload_ = true;
         }
         break;
-      case SIGCHLD: break;  // reaped already
+      case SIGCHLD: break;  // wait() has reaped
       default: stopping_ = true;
     }
   }
@@ -134,9 +164,9 @@ class Supervisor final : public LookingAfter {
     return asked->exit_code() == 0;
   }
 
-  /// Until @p child serves every address that @p old serves, or any without an @p old that runs,
-  /// and --ready says yes.
-  Done until_ready(const Child& child, const Child* old) {
+  /// Waits until @p child serves every address that @p olds serve, or any if none of them runs, and
+  /// --ready succeeds.
+  Done until_ready(const Child& child, const std::vector<Child>& olds) {
     const auto deadline = after(options_.ready_timeout);
     std::string lacking = "does not serve any address with SO_REUSEPORT";
     std::chrono::milliseconds pause = poll_first;
@@ -151,13 +181,16 @@ class Supervisor final : public LookingAfter {
       }
       bool all = now && std::any_of(now->targets.begin(), now->targets.end(),
                                     [](const Target& t) { return t.reuseport; });
-      if (all && old != nullptr && old->running() && !options_.allow_last) {
-        const auto before = served_by(old->process(), options_.reuseport_only);
-        const std::string gap = before ? lacks(*before, *now) : before.error().line();
-        all = gap.empty();
-        lacking = gap.empty() ? lacking : gap;
+      for (const Child& old : olds) {
+        if (all && old.running() && !options_.allow_last) {
+          const auto before = served_by(old.process(), options_.reuseport_only);
+          const std::string gap = before ? lacks(*before, *now) : before.error().line();
+          all = gap.empty();
+          lacking = gap.empty() ? lacking : gap;
+        }
       }
       if (all) {
+        let_go_of_left();
         const auto ready = ask_ready(child, deadline);
         if (!ready) {
           return tl::unexpected(ready.error());
@@ -178,7 +211,40 @@ class Supervisor final : public LookingAfter {
     }
   }
 
-  /// Where UDP flows are recorded: until the sockets are known, who joins them moves their flows.
+  /// Closes the listeners of a crashed server, before --ready: that could connect to one of them.
+  /// The kernel moves their connections to the newcomer.
+  void let_go_of_left() {
+    if (!left_.empty()) {
+      notify_.store({});
+      notify_.flush();
+      left_.clear();
+    }
+  }
+
+  /// Stores the listeners of the server with the service manager: they outlive a crash of the
+  /// server. Only where the kernel then moves what they hold to the next server: elsewhere
+  /// connections would wait there and be reset, and a refused one is better.
+  void keep_listeners() const {
+    if (!migrates_requests()) {
+      return;
+    }
+    const auto served = served_by(current_->process(), true);
+    if (!served) {
+      out_.note("the listeners are not stored: " + served.error().line());
+      return;
+    }
+    std::vector<int> fds;
+    for (const Target& t : served->targets) {
+      if (t.socket.protocol == Protocol::tcp && t.reuseport) {
+        fds.push_back(t.fd.get());
+      }
+    }
+    notify_.store(fds);
+    notify_.flush();
+  }
+
+  /// If UDP flows are recorded: a socket that joins others which BPF does not know yet takes their
+  /// flows.
   void take_in_datagrams() const {
     if (!option::records_flows()) {
       return;
@@ -188,67 +254,114 @@ class Supervisor final : public LookingAfter {
     }
   }
 
-  /// One SIGHUP, or a storm of them.
-  void restart() {
+  /// Starts a server and, when it is ready, drains and ends @p olds in their order. On success
+  /// current_ is the new server, on failure the last of @p olds.
+  Done replace(const std::vector<Child>& olds) {
     const auto start = Clock::now();
-    notify_.reloading();
-    take_in_datagrams();
+    if (!olds.empty()) {
+      current_ = olds.back();
+      take_in_datagrams();
+    }
     const auto next = children_.start(options_.command);
+    if (!next && olds.empty()) {
+      return tl::unexpected(next.error());
+    }
     Done ok = next ? Done{} : Done{tl::unexpected(next.error())};
     if (ok) {
-      out_.progress(fmt::format("process {} starts beside {}", next->pid(), current_->pid()));
-      ok = until_ready(*next, &*current_);
+      out_.progress(fmt::format("process {} starts", next->pid()));
+      ok = until_ready(*next, olds);
+    }
+    const bool drains = ok.has_value() && !olds.empty();
+    if (drains && options_.unit) {
+      notify_.store({});  // a stored listener stays open when its server closes it
+      notify_.flush();
     }
     std::optional<DrainResult> drained;
-    if (ok && current_->running()) {
-      auto result = drain(drain_options(options_), current_->process(), {*this, children_, out_});
-      if (result) {
-        drained = std::move(*result);
-      } else if (result.error().exit == Exit::deadline || !current_->running()) {
-        // the newcomer serves and the old one has something left: end it all the same, and say so
-        out_.failure(result.error());
-        if (!was_signalled(result.error())) {
-          current_->signal(options_.signal);
-        }
-      } else {
-        ok = tl::unexpected(result.error());
-      }
+    for (const Child& old : olds) {
+      ok = ok ? retire(old, *next, drained) : ok;
     }
     out_.end_progress();
     if (!ok) {
-      out_.failure(ok.error());
-      if (next) {
+      if (drains && options_.unit) {
+        keep_listeners();
+      }
+      if (next && (!current_ || current_->pid() != next->pid())) {
         give_back(*next);
       }
-      event("restart_failed", {{"pid", current_->pid()}, {"message", ok.error().line()}});
-      notify_.ready(
-          fmt::format("serving, pid {}; restart failed: {}", current_->pid(), ok.error().line()));
-      return;
+      if (!olds.empty()) {
+        if (!options_.unit) {
+          out_.failure(ok.error());
+        }
+        event("restart_failed", {{"pid", current_->pid()}, {"message", ok.error().line()}});
+      }
+      return ok;
     }
-    const pid_t old = current_->pid();
-    leaving_.push_back({*current_, kill_time(), true});
     current_ = *next;
-    json facts = {{"old", old}, {"pid", current_->pid()}, {"took_ms", since(start).count()}};
+    if (olds.empty()) {
+      take_in_datagrams();
+      event("started", {{"pid", next->pid()}});
+      return {};
+    }
+    const pid_t old = olds.back().pid();
+    json facts = {{"old", old}, {"pid", next->pid()}, {"took_ms", since(start).count()}};
     facts["drain"] = drained ? drained->json() : json(nullptr);
     event("restarted", facts);
     out_.note(fmt::format(
-        "restarted: {} -> {}, {}", old, current_->pid(),
+        "restarted: {} -> {}, {}", old, next->pid(),
         !drained ? "not drained in time"
         : drained->drained
             ? fmt::format("drained by {}", to_string(drained->method))
             : fmt::format("not drained ({}): {}", to_string(drained->method), drained->reason)));
-    notify_.ready(fmt::format("serving, pid {}", current_->pid()));
+    return {};
   }
 
-  /// A newcomer that failed may have got connections already: it is drained, and then ended.
+  /// Drains @p old beside @p next and ends it.
+  Done retire(const Child& old, const Child& next, std::optional<DrainResult>& drained) {
+    drained.reset();
+    const auto hand_over = [&] {
+      if (options_.unit && old.pid() == current_->pid()) {
+        current_ = next;
+        children_.give_away(next);
+        notify_.main_process(next.pid());
+        notify_.flush();
+        keep_listeners();
+      }
+    };
+    if (old.running()) {
+      auto result =
+          drain(drain_options(options_), old.process(), {*this, children_, out_, hand_over});
+      if (result) {
+        drained = std::move(*result);
+      } else if (result.error().exit == Exit::deadline || !old.running()) {
+        // The newcomer serves, and the old one has something left: end it, and report that.
+        out_.failure(result.error());
+        if (!was_signalled(result.error())) {
+          hand_over();
+          old.signal(options_.signal);
+        }
+      } else {
+        return tl::unexpected(result.error());
+      }
+    }
+    hand_over();
+    leaving_.push_back({old, kill_time(), true});
+    return {};
+  }
+
+  [[nodiscard]] std::string serving(const Done& restart = {}) const {
+    return fmt::format("serving, pid {}{}", current_->pid(),
+                       restart ? "" : "; restart failed: " + restart.error().line());
+  }
+
+  /// Drains a newcomer that failed, because it may have connections already, and ends it.
   void give_back(const Child& next) {
-    if (next.running() && current_->running() && !stopping_) {
+    if (next.running() && current_ && current_->running() && !stopping_) {
       DrainOptions o;
       o.method = options_.method;
-      // It ends in any case: a listener without SO_REUSEPORT is no reason to drain none.
+      // It ends in any case, so its listeners without SO_REUSEPORT are no reason to refuse.
       o.selection.reuseport_only = true;
       o.timeout = std::min<std::chrono::milliseconds>(options_.drain_timeout, way_back);
-      // signalled by the drain: what provides the option by BPF must stay until the listeners close
+      // The drain sends the signal: BPF must provide the option until the listeners are closed.
       o.signal = options_.signal;
       o.at_deadline = AtDeadline::signal;
       const auto back = drain(o, next.process(), {*this, children_, out_});
@@ -265,7 +378,7 @@ class Supervisor final : public LookingAfter {
     return options_.stop_timeout > 0ms ? after(options_.stop_timeout) : Clock::time_point::max();
   }
 
-  /// Asks a process to end; look_after_leaving() kills it when it does not.
+  /// Asks a process to end. look_after_leaving() kills it if it does not.
   void dismiss(const Child& child) {
     child.signal(options_.signal);
     child.signal(SIGCONT);
@@ -275,7 +388,9 @@ class Supervisor final : public LookingAfter {
   void look_after_leaving() {
     for (auto& [child, kill_at, served] : leaving_) {
       if (!child.running() && served) {
-        event("old_ended", {{"pid", child.pid()}, {"status", child.exit_code()}});
+        const auto status = child.status();
+        event("old_ended",
+              {{"pid", child.pid()}, {"status", status ? json(*status) : json(nullptr)}});
       } else if (child.running() && Clock::now() >= kill_at) {
         out_.note(fmt::format("process {} ignores {}: killed", child.pid(),
                               signal_name(options_.signal)));
@@ -295,24 +410,28 @@ class Supervisor final : public LookingAfter {
     return remaining(next);
   }
 
-  /// Waits for all that were dismissed, the timeout running for them side by side.
+  /// Waits until all that were asked to end have ended. Their timeouts run at the same time.
   void end_all() {
     for (Leaving& l : leaving_) {
       l.kill_at = std::min(l.kill_at, kill_time());
     }
     for (look_after_leaving(); !leaving_.empty(); look_after_leaving()) {
-      wait(until_next_kill());  // a second SIGTERM changes nothing
+      // No SIGCHLD tells the end of a process that is not our child. A second SIGTERM changes
+      // nothing.
+      wait(
+          std::min<std::chrono::milliseconds>(until_next_kill(), options_.unit ? poll_most : idle));
     }
   }
 
   const RestartOptions& options_;
   std::optional<Child> current_;
   std::vector<Leaving> leaving_;
+  std::vector<Fd> left_;
   Clock::time_point next_restart_ = Clock::time_point::min();
   bool reload_ = false;
 };
 
-/// What execvp(3) would run.
+/// The program that execvp(3) would run.
 Outcome<std::string> find_program(const std::string& name) {
   const char* path = std::getenv("PATH");
   std::istringstream folders(name.find('/') != std::string::npos ? ""
@@ -364,16 +483,24 @@ Outcome<int> supervise(const RestartOptions& options, const Output& out) {
       return tl::unexpected(ok.error());
     }
   }
+  if (options.unit && std::getenv("NOTIFY_SOCKET") == nullptr) {
+    return failed(Failure(Exit::usage, "--unit: no service manager has started this process",
+                          "see reuseport-restart@.service"));
+  }
   if (options.flows && !option::records_flows()) {
     return failed(Failure(Exit::unsupported, "--flows: nobody records UDP flows",
                           "reuseportctl enable --udp-flows"));
   }
-  close_passed_sockets();
+  auto passed = passed_sockets();
+  if (!options.unit) {
+    passed.clear();  // nobody here would accept from them
+  }
   auto signals = Signals::open({SIGHUP, SIGTERM, SIGINT, SIGQUIT, SIGCHLD});
   if (!signals) {
     return tl::unexpected(signals.error());
   }
-  return Supervisor(options, out, std::move(*signals)).run();
+  Supervisor supervisor(options, out, std::move(*signals));
+  return options.unit ? supervisor.run_in_unit(std::move(passed)) : supervisor.run();
 }
 
 }  // namespace reuseport::ctl

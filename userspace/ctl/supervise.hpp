@@ -4,7 +4,7 @@
 //   SIGHUP --> new CMD beside the old one --> its listeners are ON on every address of the old
 //          --> --ready says yes --> drain the old --> TERM --> it ends
 //
-// Whatever goes wrong on the way, the old one goes on as before and the newcomer is ended.
+// If a step fails, the old one goes on as before and the newcomer is ended.
 #ifndef REUSEPORTCTL_SUPERVISE_HPP
 #define REUSEPORTCTL_SUPERVISE_HPP
 
@@ -35,11 +35,13 @@ struct RestartOptions {
   std::optional<std::size_t> flows;
   bool allow_last = false;      ///< also addresses that the new server does not serve
   bool reuseport_only = false;  ///< listeners without SO_REUSEPORT end with their server
-  bool dry_run = false;         ///< only say what would be run, and how it would drain
+  bool unit = false;            ///< start or replace the server of this systemd unit, then return
+  bool dry_run = false;         ///< only print what would be run, and how it would drain
 };
 
-/// Runs CMD until it ends or SIGTERM or SIGINT come; returns what to exit with: the status of CMD,
-/// 128 plus the signal if one killed it, 0 when asked to stop.
+/// Runs CMD until it ends or a signal asks to stop. Returns the exit code: the status of CMD, 128
+/// plus the signal if one killed it, 0 when asked to stop. With RestartOptions::unit, returns 0
+/// when CMD serves and is the main process of the unit.
 [[nodiscard]] Outcome<int> supervise(const RestartOptions& options, const Output& out);
 
 }  // namespace reuseport::ctl

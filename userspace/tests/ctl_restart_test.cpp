@@ -9,6 +9,7 @@
 #include <iterator>
 #include <thread>
 
+#include "option/option.hpp"
 #include "support/ctl.hpp"
 
 namespace reuseport {
@@ -424,6 +425,97 @@ TEST_F(RestartTest, tells_the_service_manager) {
   r.signal(SIGTERM);
   EXPECT_TRUE(hear("STOPPING=1")) << heard_;
   EXPECT_EQ(r.result().code, 0);
+}
+
+/// As in a systemd unit: a cgroup of its own, and a service manager.
+class UnitTest : public RestartTest {
+ protected:
+  void SetUp() override {
+    RestartTest::SetUp();
+    const auto mount = option::cgroup2_mount();
+    cgroup_ = mount ? *mount + "/reuseport-unit-" + std::to_string(::getpid()) : "";
+    if (cgroup_.empty() || ::mkdir(cgroup_.c_str(), 0755) != 0) {
+      cgroup_.clear();
+      GTEST_SKIP() << "needs a cgroup of its own";
+    }
+    listen_as_manager();
+  }
+  void TearDown() override {
+    if (!cgroup_.empty()) {
+      std::ifstream procs(cgroup_ + "/cgroup.procs");
+      for (pid_t pid = 0; procs >> pid;) {
+        ::kill(pid, SIGKILL);
+      }
+      EXPECT_TRUE(test::eventually([&] { return ::rmdir(cgroup_.c_str()) == 0; }));
+    }
+    RestartTest::TearDown();
+  }
+  /// ExecStart or, with the main process of the unit, ExecReload.
+  Ran in_unit(pid_t main = 0, const std::string& how = "2 stays") {
+    heard_.clear();
+    std::vector<std::string> env;
+    if (main != 0) {
+      env.push_back("MAINPID=" + std::to_string(main));
+    }
+    Running r = supervise(
+        {"--unit", "--ready-timeout", "20"}, how,
+        [&] { std::ofstream(cgroup_ + "/cgroup.procs") << ::getpid() << std::flush; }, env);
+    EXPECT_TRUE(test::eventually(
+        [&] {
+          hear("\n\n", 0ms);  // the manager reads on
+          return r.ended();
+        },
+        60s));
+    return r.peek();
+  }
+  [[nodiscard]] std::string main_process(pid_t pid) const {
+    return "MAINPID=" + std::to_string(pid) + "\n";
+  }
+
+  std::string cgroup_;
+};
+
+TEST_F(UnitTest, starts_and_replaces_the_main_process_and_ends) {
+  ASSERT_EQ(in_unit().code, 0);
+  const pid_t first = ask();
+  ASSERT_NE(first, 0);
+  EXPECT_NE(heard_.find(main_process(first) + "READY=1\n"), std::string::npos) << heard_;
+
+  Load load([&] { return ask() != 0; });
+  const Ran reload = in_unit(first);
+  EXPECT_EQ(load.stop()[1], 0);
+  EXPECT_EQ(reload.code, 0) << reload.err;
+  const pid_t second = ask();
+  EXPECT_NE(first, second);
+  EXPECT_NE(heard_.find(main_process(second)), std::string::npos) << heard_;
+  EXPECT_TRUE(test::eventually([&] { return !runs(first); }));
+
+  const Ran failed = in_unit(second, "2 fails");
+  EXPECT_EQ(failed.code, 1) << failed.err;
+  EXPECT_EQ(heard_.find("MAINPID="), std::string::npos) << heard_;
+  EXPECT_NE(heard_.find("restart failed"), std::string::npos) << heard_;
+  EXPECT_EQ(ask(), second);
+}
+
+TEST_F(UnitTest, a_reload_replaces_what_an_interrupted_one_has_left) {
+  ASSERT_EQ(in_unit().code, 0);
+  const pid_t left = ask();
+  ASSERT_EQ(in_unit().code, 0);
+  pid_t main = 0;
+  ASSERT_TRUE(test::eventually([&] {
+    main = ask();
+    return main != left;
+  }));
+  const Ran reload = in_unit(main);
+  EXPECT_EQ(reload.code, 0) << reload.err;
+  EXPECT_TRUE(test::eventually([&] { return !runs(left) && !runs(main); }));
+  EXPECT_NE(ask(), 0);
+  EXPECT_EQ(listeners().size(), 2U);
+}
+
+TEST_F(RestartTest, unit_needs_a_service_manager) {
+  expect_refused({{"restart", "--unit", "--", "sh"}, 2, "--unit"},
+                 [] { ::unsetenv("NOTIFY_SOCKET"); });
 }
 
 }  // namespace

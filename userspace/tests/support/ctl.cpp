@@ -80,7 +80,8 @@ void fork_stranger(const Address& at) {
 }
 
 /// CTL_TEST_SERVER="PORT LISTENERS [ip=ADDRESS] [v6only] [plain] [idle] [stubborn] [defer] [v6]
-/// [udp] [reuseaddr] [fails] [keep] [threads] [forks] [stranger] [apart] [admin] [workers=N]":
+/// [udp] [reuseaddr] [fails] [keep] [threads] [forks] [stranger] [apart] [admin] [stays]
+/// [workers=N]":
 /// answers each connection or datagram with its pid; on TERM closes at once, without looking at its
 /// queue.
 ///   plain     no SO_REUSEPORT
@@ -90,6 +91,7 @@ void fork_stranger(const Address& at) {
 ///   stranger  has a child of another user that listens on the next port
 ///   apart     each listener on an address of its own
 ///   admin     one more listener, without SO_REUSEPORT and on any port
+///   stays     outlives its parent
 ///   workers   so many children that hold the listeners too
 int serve(const std::string& how) {
   std::istringstream in(how);
@@ -109,7 +111,9 @@ int serve(const std::string& how) {
   const bool forks = has("forks");
   const bool keep = has("keep");
   std::string ip = value("ip", has("v6") ? "::1" : "127.0.0.1");
-  ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+  if (!has("stays")) {
+    ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+  }
   struct sigaction action {};
   action.sa_handler = [](int) { asked_to_end = 1; };
   ::sigaction(SIGTERM, &action, nullptr);

@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "unit.hpp"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <map>
+#include <memory>
+#include <string>
+#include <system_error>
+#include <utility>
+
+#include "served.hpp"
+
+namespace reuseport::ctl {
+
+namespace {
+
+std::string cgroup_of(const std::string& process) {
+  std::ifstream file("/proc/" + process + "/cgroup");
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+}  // namespace
+
+Outcome<std::vector<Process>> servers_of_unit() {
+  std::vector<Process> servers;
+  const char* named = std::getenv("MAINPID");
+  if (named == nullptr) {
+    return servers;
+  }
+  const std::string own = cgroup_of("self");
+  std::map<pid_t, Process> members;
+  std::error_code error;
+  for (const auto& entry : std::filesystem::directory_iterator("/proc", error)) {
+    const std::string name = entry.path().filename();
+    auto process = Process::open(std::atoi(name.c_str()));  // EINVAL unless it is a number
+    if (process && process->pid() != ::getpid() && cgroup_of(name) == own && !process->ended()) {
+      members.emplace(process->pid(), std::move(*process));
+    }
+  }
+  const auto main = members.find(std::atoi(named));
+  if (main == members.end()) {
+    return failed(Failure(Exit::error, fmt::format("MAINPID {} is not in this unit", named)));
+  }
+  const auto netns = network_namespace(main->first);
+  for (auto& [pid, process] : members) {
+    const auto parent = process.parent();
+    const auto where = network_namespace(pid);
+    if (pid == main->first || !parent || members.contains(*parent) || !netns || !where ||
+        *where != *netns) {
+      continue;
+    }
+    auto server = std::make_shared<Process>(std::move(process));
+    if (served_by(server, true)) {
+      servers.push_back(std::move(*server));
+    }
+  }
+  servers.push_back(std::move(main->second));
+  return servers;
+}
+
+}  // namespace reuseport::ctl
