@@ -9,6 +9,7 @@
 #include <sys/socket.h>
 #include <sys/syscall.h>
 
+#include <algorithm>
 #include <csignal>
 #include <cstddef>
 #include <cstdlib>
@@ -25,7 +26,8 @@ namespace {
 
 volatile sig_atomic_t asked_to_end = 0;
 
-Fd listener_of(const Address& at, int type, bool reuseport, bool reuseaddr, bool v6only) {
+/// Bound; a TCP socket is yet to listen.
+Fd bound_socket(const Address& at, int type, bool reuseport, bool reuseaddr, bool v6only) {
   Fd fd(::socket(at.family(), type | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
   const int one = 1;
   const int alone = v6only ? 1 : 0;
@@ -36,8 +38,7 @@ Fd listener_of(const Address& at, int type, bool reuseport, bool reuseaddr, bool
     ::setsockopt(fd.get(), SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
   }
   if ((reuseport && ::setsockopt(fd.get(), SOL_SOCKET, SO_REUSEPORT, &one, sizeof(one)) != 0) ||
-      ::bind(fd.get(), at.get(), at.len) != 0 ||
-      (type == SOCK_STREAM && ::listen(fd.get(), 4096) != 0)) {
+      ::bind(fd.get(), at.get(), at.len) != 0) {
     return {};
   }
   return fd;
@@ -130,7 +131,7 @@ int serve(const std::string& how) {
     if (has("apart")) {
       ip = "127.1." + std::to_string(i / 250) + "." + std::to_string(i % 250 + 1);
     }
-    fds.push_back(listener_of(address(ip, port), has("udp") ? SOCK_DGRAM : SOCK_STREAM,
+    fds.push_back(bound_socket(address(ip, port), has("udp") ? SOCK_DGRAM : SOCK_STREAM,
                               !has("plain"), has("reuseaddr"), has("v6only")));
     if (!fds.back()) {
       return 4;
@@ -142,7 +143,10 @@ int serve(const std::string& how) {
     }
     polls.push_back({fds.back().get(), POLLIN, 0});
   }
-  const Fd admin = has("admin") ? listener_of(address(ip), SOCK_STREAM, false, false, false) : Fd();
+  const Fd admin = has("admin") ? bound_socket(address(ip), SOCK_STREAM, false, false, false) : Fd();
+  if (admin && ::listen(admin.get(), 4096) != 0) {
+    return 4;
+  }
   for (int i = std::stoi(value("workers", "0")); i > 0; i--) {
     if (::fork() == 0) {
       ::prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -153,6 +157,12 @@ int serve(const std::string& how) {
   }
   if (has("stranger")) {
     fork_stranger(address(ip, static_cast<std::uint16_t>(port + 1)));
+  }
+  // Last: whoever sees all listeners may connect, and counts on what was asked for.
+  if (!has("udp") && std::any_of(fds.begin(), fds.end(), [](const Fd& fd) {
+        return ::listen(fd.get(), 4096) != 0;
+      })) {
+    return 4;
   }
   const std::string pid = std::to_string(::getpid());
   const auto loop = [&] {
