@@ -314,12 +314,7 @@ static void churner(const struct test *t, int nr, int index)
 			add(&shared->joins);
 			break;
 		case 4:
-			/* In IPv6 it comes back to the end of its bucket, and
-			 * a lookup that stands at it misses those in between,
-			 * on any kernel.
-			 */
-			if (t->type != SOCK_STREAM ||
-			    family_of(paths[t->path].bind) == AF_INET6)
+			if (t->type != SOCK_STREAM)
 				break;
 			check_never_on(t, member[i]);
 			if (shutdown(member[i], SHUT_RD) ||

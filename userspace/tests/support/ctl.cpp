@@ -132,7 +132,7 @@ int serve(const std::string& how) {
       ip = "127.1." + std::to_string(i / 250) + "." + std::to_string(i % 250 + 1);
     }
     fds.push_back(bound_socket(address(ip, port), has("udp") ? SOCK_DGRAM : SOCK_STREAM,
-                              !has("plain"), has("reuseaddr"), has("v6only")));
+                               !has("plain"), has("reuseaddr"), has("v6only")));
     if (!fds.back()) {
       return 4;
     }
@@ -143,7 +143,8 @@ int serve(const std::string& how) {
     }
     polls.push_back({fds.back().get(), POLLIN, 0});
   }
-  const Fd admin = has("admin") ? bound_socket(address(ip), SOCK_STREAM, false, false, false) : Fd();
+  const Fd admin =
+      has("admin") ? bound_socket(address(ip), SOCK_STREAM, false, false, false) : Fd();
   if (admin && ::listen(admin.get(), 4096) != 0) {
     return 4;
   }
@@ -159,9 +160,8 @@ int serve(const std::string& how) {
     fork_stranger(address(ip, static_cast<std::uint16_t>(port + 1)));
   }
   // Last: whoever sees all listeners may connect, and counts on what was asked for.
-  if (!has("udp") && std::any_of(fds.begin(), fds.end(), [](const Fd& fd) {
-        return ::listen(fd.get(), 4096) != 0;
-      })) {
+  if (!has("udp") && std::any_of(fds.begin(), fds.end(),
+                                 [](const Fd& fd) { return ::listen(fd.get(), 4096) != 0; })) {
     return 4;
   }
   const std::string pid = std::to_string(::getpid());
