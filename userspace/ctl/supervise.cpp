@@ -117,7 +117,7 @@ class Supervisor final : public LookingAfter {
       end_all();
       ::_exit(0);
     }
-    return done ? Outcome<int>(0) : Outcome<int>(tl::unexpected(done.error()));
+    return done ? Outcome<int>(static_cast<int>(loss_)) : tl::unexpected(done.error());
   }
 
   [[nodiscard]] Failure why() const override {
@@ -332,9 +332,11 @@ class Supervisor final : public LookingAfter {
           drain(drain_options(options_), old.process(), {*this, children_, out_, hand_over});
       if (result) {
         drained = std::move(*result);
+        loss_ = drained->drained ? loss_ : Exit::undrained;
       } else if (result.error().exit == Exit::deadline || !old.running()) {
         // The newcomer serves, and the old one has something left: end it, and report that.
         out_.failure(result.error());
+        loss_ = result.error().exit == Exit::deadline ? Exit::deadline : Exit::undrained;
         if (!was_signalled(result.error())) {
           hand_over();
           old.signal(options_.signal);
@@ -427,6 +429,7 @@ class Supervisor final : public LookingAfter {
   std::optional<Child> current_;
   std::vector<Leaving> leaving_;
   std::vector<Fd> left_;
+  Exit loss_ = Exit::done;  ///< whether connections may have been lost though the newcomer serves
   Clock::time_point next_restart_ = Clock::time_point::min();
   bool reload_ = false;
 };

@@ -40,8 +40,9 @@ struct RestartOptions {
 };
 
 /// Runs CMD until it ends or a signal asks to stop. Returns the exit code: the status of CMD, 128
-/// plus the signal if one killed it, 0 when asked to stop. With RestartOptions::unit, returns 0
-/// when CMD serves and is the main process of the unit.
+/// plus the signal if one killed it, 0 when asked to stop. With RestartOptions::unit, returns when
+/// CMD serves and is the main process of the unit: 0, or Exit::undrained or Exit::deadline if the
+/// old server ended undrained.
 [[nodiscard]] Outcome<int> supervise(const RestartOptions& options, const Output& out);
 
 }  // namespace reuseport::ctl

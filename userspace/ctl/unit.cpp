@@ -34,12 +34,14 @@ Outcome<std::vector<Process>> servers_of_unit() {
     return servers;
   }
   const std::string own = cgroup_of("self");
+  const bool of_a_unit = !own.empty() && own != "0::/\n";  // else anything may be in it
   std::map<pid_t, Process> members;
   std::error_code error;
   for (const auto& entry : std::filesystem::directory_iterator("/proc", error)) {
     const std::string name = entry.path().filename();
     auto process = Process::open(std::atoi(name.c_str()));  // EINVAL unless it is a number
-    if (process && process->pid() != ::getpid() && cgroup_of(name) == own && !process->ended()) {
+    if (process && process->pid() != ::getpid() && (of_a_unit || name == named) &&
+        cgroup_of(name) == own && !process->ended()) {
       members.emplace(process->pid(), std::move(*process));
     }
   }
