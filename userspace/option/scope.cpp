@@ -716,6 +716,52 @@ Result<std::uint64_t> netns_cookie() {
   return cookie;
 }
 
+/// flows_here(), unless another tool is enabling or disabling.
+Result<std::optional<Flows>> count_flows_here() {
+  const auto about = read_about();
+  if (!about) {
+    return tl::unexpected(about.error());
+  }
+  if (!*about || !flows_pinned()) {
+    return std::optional<Flows>();
+  }
+  if (const std::string cgroup = lacks_a_hook(true); !cgroup.empty()) {
+    return fail("count UDP flows", EAGAIN,
+                "the programs of " + cgroup + " are not all there: reuseportctl enable, once more");
+  }
+  const auto object = pinned_object();
+  if (!object) {
+    return tl::unexpected(object.error());
+  }
+  // read before the search, so that no socket counts as adopted earlier than it was
+  const auto now = flow_clock(*object);
+  auto all = now ? flows_of(*object) : tl::unexpected(now.error());
+  if (!all) {
+    return tl::unexpected(all.error());
+  }
+  const auto netns = netns_cookie();
+  const auto sockets = object->find_datagrams();
+  if (!netns || !sockets) {
+    return tl::unexpected(netns ? sockets.error() : netns.error());
+  }
+  table::look look{};
+  const bool here = bpf_map_lookup_elem(object->map("namespaces"), &*netns, &look) == 0;
+  std::unordered_map<std::uint64_t, std::size_t> of;
+  for (const table::datagram& each : *sockets) {
+    if (here && each.known != 0 && each.in_scope != 0 && each.attached != 0) {
+      const auto found = all->of.find(each.cookie);
+      const auto known = known_for(*object, each.cookie, *now, *all);
+      if (!known) {
+        continue;  // it has just closed
+      }
+      of[each.cookie] = found == all->of.end() ? 0 : found->second;
+      all->known_for[each.cookie] = *known;
+    }
+  }
+  all->of = std::move(of);
+  return std::optional(std::move(*all));
+}
+
 }  // namespace
 
 Result<Enabled> enable(int cgroup, int netns, GroupSize size, const FindDescriptors& find,
@@ -993,48 +1039,16 @@ bool records_flows() {
 }
 
 Result<std::optional<Flows>> flows_here() {
-  const auto about = read_about();
-  if (!about) {
-    return tl::unexpected(about.error());
+  auto flows = count_flows_here();
+  if (flows) {
+    return flows;
   }
-  if (!*about || !flows_pinned()) {
-    return std::optional<Flows>();
+  // Another tool may be at work, and half of it done. What holds is seen when it has ended.
+  const auto locked = lock();
+  if (!locked) {
+    return locked.error().errnum == ENOENT ? Result<std::optional<Flows>>(std::nullopt) : flows;
   }
-  if (const std::string cgroup = lacks_a_hook(true); !cgroup.empty()) {
-    return fail("count UDP flows", EAGAIN,
-                "the programs of " + cgroup + " are not all there: reuseportctl enable, once more");
-  }
-  const auto object = pinned_object();
-  if (!object) {
-    return tl::unexpected(object.error());
-  }
-  // read before the search, so that no socket counts as adopted earlier than it was
-  const auto now = flow_clock(*object);
-  auto all = now ? flows_of(*object) : tl::unexpected(now.error());
-  if (!all) {
-    return tl::unexpected(all.error());
-  }
-  const auto netns = netns_cookie();
-  const auto sockets = object->find_datagrams();
-  if (!netns || !sockets) {
-    return tl::unexpected(netns ? sockets.error() : netns.error());
-  }
-  table::look look{};
-  const bool here = bpf_map_lookup_elem(object->map("namespaces"), &*netns, &look) == 0;
-  std::unordered_map<std::uint64_t, std::size_t> of;
-  for (const table::datagram& each : *sockets) {
-    if (here && each.known != 0 && each.in_scope != 0 && each.attached != 0) {
-      const auto found = all->of.find(each.cookie);
-      const auto known = known_for(*object, each.cookie, *now, *all);
-      if (!known) {
-        continue;  // it has just closed
-      }
-      of[each.cookie] = found == all->of.end() ? 0 : found->second;
-      all->known_for[each.cookie] = *known;
-    }
-  }
-  all->of = std::move(of);
-  return std::optional(std::move(*all));
+  return count_flows_here();
 }
 
 Result<std::string> cgroup2_mount() {

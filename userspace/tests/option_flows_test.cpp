@@ -10,12 +10,14 @@
 #include <sys/socket.h>
 
 #include <array>
+#include <atomic>
 #include <cerrno>
 #include <chrono>
 #include <cstring>
 #include <filesystem>
 #include <optional>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "option/object.hpp"
@@ -655,4 +657,23 @@ TEST_F(StockFlows, a_short_header_of_no_flow_is_counted) {
 }
 
 }  // namespace
+// Whoever counts while another tool is half done waits for it.
+TEST_F(StockFlows, are_counted_beside_enable_and_disable) {
+  std::atomic<bool> done = false;
+  std::thread other([&] {
+    for (int i = 0; i < 8; i++) {
+      EXPECT_TRUE(disable(true));
+      EXPECT_TRUE(enable(dir_.get(), -1, GroupSize::normal, {}, FlowOptions{}));
+    }
+    done = true;
+  });
+  int counted = 0;
+  for (; !done; counted++) {
+    const auto flows = flows_here();
+    EXPECT_TRUE(flows) << flows.error().message();
+  }
+  other.join();
+  EXPECT_GT(counted, 0);
+}
+
 }  // namespace reuseport::option
