@@ -103,7 +103,7 @@ TEST_F(StockCtlFlows, are_told_of) {
 }
 
 TEST_F(StockCtlFlows, drain_waits_for_them) {
-  enable_flows("8");
+  enable_flows("15");  // longer than the tool takes to start on a slow machine
   Running old = known_server(2);
   const auto clients = clients_of(old.pid(), 4);
   const Running fresh = server(2);
@@ -234,7 +234,7 @@ TEST_F(StockCtlFlows, no_number_where_they_are_not_recorded) {
 }
 
 TEST_F(StockCtlFlows, restart_waits_for_them) {
-  enable_flows("8");
+  enable_flows("15");  // longer than the tool takes to start on a slow machine
   Running tool = start_tool({"restart", "--json", "--flows", "0", "--timeout", "60", "--", self()},
                             {}, {how(2)});
   ASSERT_TRUE(eventually([&] { return tool.peek().out.find("started") != std::string::npos; }));
@@ -252,10 +252,9 @@ TEST_F(StockCtlFlows, restart_waits_for_them) {
     }
     EXPECT_NE(ask(client()), now);
     const auto text = std::to_string(now);
-    EXPECT_TRUE(eventually([&] {
-      return tool.peek().out.find("\"old\":" + text) != std::string::npos;
-    })) << tool.peek().out
-        << tool.peek().err;
+    EXPECT_TRUE(eventually(
+        [&] { return tool.peek().out.find("\"old\":" + text) != std::string::npos; }, 60s))
+        << tool.peek().out << tool.peek().err;
     EXPECT_NE(ask(first), now);
   }
   EXPECT_NE(tool.peek().out.find("\"flows_left\":0"), std::string::npos) << tool.peek().out;
