@@ -487,6 +487,7 @@ class Restarter final : public LookingAfter {
       current_->child.signal(SIGTERM);
     }
     DrainResult undone;
+    undone.signalled = true;
     undone.reason = result.error().line();
     return undone;
   }
