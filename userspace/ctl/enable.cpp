@@ -76,23 +76,26 @@ Done enable_command(const EnableOptions& options, const Output& out) {
     }
     where = std::move(*fd);
   }
-  const auto root = option::cgroup2_mount();
-  if (root && *root == cgroup) {
-    out.note(
-        "this is the root cgroup: BPF programs run at every setsockopt, getsockopt, bind, listen "
-        "and close of the whole machine, and a server that adds its listeners to its own "
-        "REUSEPORT_SOCKARRAY gets EBUSY");
-  }
   const auto done =
       option::enable(directory->get(), where.get(),
                      options.large_groups ? option::GroupSize::large : option::GroupSize::normal,
                      datagrams_by_cookie, flows);
   if (!done) {
     auto failure = refused(done.error());
-    if (options.udp_flows && option::need(done.error()) == option::Need::not_by_bpf) {
-      failure.value().hint += "; UDP flows cannot be kept there";
+    if (!options.udp_flows && option::need(done.error()) == option::Need::not_by_bpf) {
+      failure.value().hint += ": only --udp-flows is left to BPF";
     }
     return failure;
+  }
+  const auto root = option::cgroup2_mount();
+  if (root && *root == cgroup) {
+    out.note(
+        done->own_option
+            ? "this is the root cgroup: BPF programs run at every datagram that an unconnected "
+              "UDP socket of this machine sends, and at every close of a socket"
+            : "this is the root cgroup: BPF programs run at every setsockopt, getsockopt, "
+              "bind, listen and close of the whole machine, and a server that adds its "
+              "listeners to its own REUSEPORT_SOCKARRAY gets EBUSY");
   }
   if (done->foreign > 0) {
     out.note(
@@ -114,15 +117,19 @@ Done enable_command(const EnableOptions& options, const Output& out) {
                   {"datagram_sockets", done->datagrams},
                   {"refused", done->refused},
                   {"foreign_programs", done->foreign},
-                  {"udp_flows", done->flows}});
+                  {"udp_flows", done->flows},
+                  {"modes", done->own_option ? "kernel" : "bpf"}});
   } else {
-    out.text(fmt::format("{}: {} in {}; {} listener{} and {} UDP socket{} known{}\n", cgroup,
+    const std::string listeners =
+        done->own_option
+            ? "the modes are the kernel's own; "
+            : fmt::format("{} listener{} and ", done->listeners, done->listeners == 1 ? "" : "s");
+    out.text(fmt::format("{}: {} in {}; {}{} UDP socket{} known{}\n", cgroup,
                          done->new_cgroup || done->new_namespace ? "enabled"
                          : done->replaced ? "already enabled, programs replaced"
                                           : "already enabled",
-                         netns.empty() ? "this network namespace" : netns, done->listeners,
-                         done->listeners == 1 ? "" : "s", done->datagrams,
-                         done->datagrams == 1 ? "" : "s",
+                         netns.empty() ? "this network namespace" : netns, listeners,
+                         done->datagrams, done->datagrams == 1 ? "" : "s",
                          done->flows ? "; UDP flows are recorded" : ""));
   }
   return {};

@@ -204,7 +204,8 @@ void declare_option(CLI::App& app, Arguments& a, std::function<Outcome<int>()>& 
     return done ? Outcome<int>(0) : Outcome<int>(tl::unexpected(done.error()));
   };
   auto* enable = app.add_subcommand(
-      "enable", "provide SO_REUSEPORT_LISTEN_OFF by BPF on a kernel that lacks it");
+      "enable",
+      "provide SO_REUSEPORT_LISTEN_OFF by BPF on a kernel that lacks it, and UDP flows on any");
   enable->add_option("--cgroup", a.enable.cgroup, "for processes of this cgroup2 directory")
       ->type_name("DIR");
   enable->add_option("--netns", a.enable.netns, "in this network namespace (default: the caller's)")

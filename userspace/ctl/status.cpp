@@ -27,6 +27,7 @@ json to_json(const option::ScopeState& state) {
   }
   doc["since"] =
       fmt::format("{:%FT%TZ}", fmt::gmtime(std::chrono::system_clock::to_time_t(state.since)));
+  doc["modes"] = state.own_option ? "kernel" : "bpf";
   doc["group_size"] = static_cast<unsigned>(state.size);
   doc["cgroups"] = json::array();
   for (const auto& cgroup : state.cgroups) {
@@ -38,10 +39,13 @@ json to_json(const option::ScopeState& state) {
     doc["namespaces"].push_back(
         {{"cookie", ns.cookie}, {"inode", ns.inode == 0 ? json() : json(ns.inode)}});
   }
-  doc["left_to_the_kernel"] = {{"unknown_listener", state.left.unknown_listener},
-                               {"unknown_member", state.left.unknown_member},
-                               {"no_member", state.left.no_member},
-                               {"too_long", state.left.too_long}};
+  doc["left_to_the_kernel"] = json();
+  if (!state.own_option) {
+    doc["left_to_the_kernel"] = {{"unknown_listener", state.left.unknown_listener},
+                                 {"unknown_member", state.left.unknown_member},
+                                 {"no_member", state.left.no_member},
+                                 {"too_long", state.left.too_long}};
+  }
   doc["groups"] = json::array();
   for (const option::GroupState& g : state.groups) {
     doc["groups"].push_back({{"address", g.address},
@@ -84,12 +88,16 @@ std::string to_text(const option::ScopeState& state) {
     text += fmt::format("namespace  {} (cookie {})\n",
                         ns.inode == 0 ? "removed" : fmt::format("net:[{}]", ns.inode), ns.cookie);
   }
-  const auto& left = state.left;
-  text += fmt::format(
-      "lookups left to the kernel although a member is not ON: {} (unknown listener {}, unknown "
-      "member {}, no member found {}, list too long {})\n",
-      left.unknown_listener + left.unknown_member + left.no_member + left.too_long,
-      left.unknown_listener, left.unknown_member, left.no_member, left.too_long);
+  if (state.own_option) {
+    text += "the modes are the kernel's own\n";
+  } else {
+    const auto& left = state.left;
+    text += fmt::format(
+        "lookups left to the kernel although a member is not ON: {} (unknown listener {}, unknown "
+        "member {}, no member found {}, list too long {})\n",
+        left.unknown_listener + left.unknown_member + left.no_member + left.too_long,
+        left.unknown_listener, left.unknown_member, left.no_member, left.too_long);
+  }
   if (const auto& flows = state.flows) {
     text += fmt::format(
         "UDP flows: {} live, room for {}, idle timeout {} s; datagrams whose flow found no room: "

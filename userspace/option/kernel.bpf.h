@@ -32,7 +32,7 @@ typedef __u64 u64;
 #define TCP_CLOSE	7
 #define TCP_LISTEN	10
 
-/* of a kernel with the option itself; others look at no flag */
+/* of a kernel that has the option itself; others ignore all flags */
 #define BPF_SK_REUSEPORT_F_FLOW	1
 
 #define EPERM		1
@@ -84,7 +84,12 @@ struct hlist_head {
 	struct hlist_node *first;
 };
 
+struct list_head {
+	struct list_head *next, *prev;
+};
+
 struct net {
+	struct list_head list;
 	u32 hash_mix;
 	u64 net_cookie;
 	struct hlist_head *dev_index_head;

@@ -361,6 +361,18 @@ Result<table::look> Object::find_namespace() const {
   return look;
 }
 
+Result<bool> Object::is_there(const table::look& look) const {
+  table::look in = look;
+  bpf_test_run_opts options{};
+  options.sz = sizeof(options);
+  options.ctx_in = &in;
+  options.ctx_size_in = sizeof(in);
+  if (bpf_prog_test_run_opts(program("is_there"), &options) != 0) {
+    return bpf_fail("bpf(BPF_PROG_TEST_RUN, is_there)", errno);
+  }
+  return options.retval != 0;
+}
+
 Status Object::look_at(const table::look& look) const {
   const std::uint32_t zero = 0;
   if (bpf_map_update_elem(map(".data.look"), &zero, &look, BPF_ANY) != 0) {

@@ -43,7 +43,7 @@ inline constexpr const char* no_flow_flag =
 [[nodiscard]] bool has_own_option();
 /// EEXIST if the kernel has the option itself, which takes precedence.
 [[nodiscard]] Status refuse_own_option();
-/// On a kernel with the option itself: tries whether a program may select a UDP socket that is not
+/// On a kernel with the option itself: tests whether a program may select a UDP socket that is not
 /// ON (BPF_SK_REUSEPORT_F_FLOW). EEXIST: it may not.
 [[nodiscard]] Status try_flow_flag();
 
@@ -82,6 +82,8 @@ class Object {
 
   /// What choose() needs to know about the caller's network namespace.
   [[nodiscard]] Result<table::look> find_namespace() const;
+  /// Whether a namespace that find_namespace() described still exists.
+  [[nodiscard]] Result<bool> is_there(const table::look& look) const;
   /// Prepares choose() of this object for that namespace. Call before attaching it.
   [[nodiscard]] Status look_at(const table::look& look) const;
   /// Puts the listeners on `wanted` ports into `listeners`; their cookies.

@@ -691,7 +691,7 @@ int choose_flow(struct sk_reuseport_md *ctx)
 	return choose_by_mode(ctx);
 }
 
-/* For user space, which tries whether the kernel lets a program name any. */
+/* For user space, to test BPF_SK_REUSEPORT_F_FLOW: selects the first socket. */
 SEC("sk_reuseport")
 int name_first(struct sk_reuseport_md *ctx)
 {
@@ -1258,16 +1258,18 @@ static __always_inline void tell_counts(const struct sock *sk,
 					struct reuseport_listen_info *info)
 {
 	const struct sock_reuseport___patched *patched;
-	u16 on, ready;
+	u16 on, ready, all;
 
 	patched = (const void *)BPF_CORE_READ(sk, sk_reuseport_cb);
 	if (!patched || !bpf_core_field_exists(patched->num_ready))
 		return;
 	on = BPF_CORE_READ(patched, num_on);
 	ready = BPF_CORE_READ(patched, num_ready);
+	all = num_socks_of(sk);
+	/* they may change in between */
 	info->group_on = on;
-	info->group_standby = ready - on;
-	info->group_off = num_socks_of(sk) - ready;
+	info->group_standby = ready > on ? ready - on : 0;
+	info->group_off = all > ready ? all - ready : 0;
 }
 
 SEC("tc")
@@ -1319,6 +1321,19 @@ int find_namespace(struct look *look)
 	look->lhash2 = (u64)BPF_CORE_READ(table, lhash2);
 	look->lhash2_mask = BPF_CORE_READ(table, lhash2_mask);
 	return 0;
+}
+
+/*
+ * Whether that namespace is still in the kernel's list of them. Its memory may
+ * be reused, but its cookie is not.
+ */
+SEC("syscall")
+int is_there(struct look *look)
+{
+	struct net *net = (struct net *)look->net;
+
+	return BPF_CORE_READ(net, net_cookie) == look->netns &&
+	       BPF_CORE_READ(net, list.prev, next) == &net->list;
 }
 
 struct {

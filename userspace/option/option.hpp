@@ -36,7 +36,8 @@ enum class Need {
   nothing,     ///< some call failed
   privilege,   ///< CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON
   kernel,      ///< BTF, a kernel from 6.1 on, no lockdown, cgroup2
-  not_by_bpf,  ///< the kernel has the option itself
+  not_by_bpf,  ///< the kernel has the option itself, and no BPF_SK_REUSEPORT_F_FLOW if that is
+               ///< needed
 };
 /// The cause of @p error, returned by a function declared here.
 [[nodiscard]] Need need(const Error& error);
@@ -129,6 +130,7 @@ struct Enabled {
   std::size_t refused = 0;    ///< listeners that could not be adopted: they stay unknown
   std::size_t foreign = 0;    ///< other sk_lookup programs: their choice takes precedence
   bool flows = false;         ///< UDP flows are recorded
+  bool own_option = false;    ///< the kernel has the option itself: only flows are by BPF
 };
 
 /// Makes setsockopt() and getsockopt() of SO_REUSEPORT_LISTEN_OFF work for sockets created in
@@ -138,6 +140,9 @@ struct Enabled {
 /// UDP sockets are adopted only if @p find returns their descriptors, so later ones need another
 /// call. With @p flows, UDP flows are recorded from here on, in everything that is enabled. On
 /// failure, what was enabled before is unchanged. EBUSY: the table of flows has another size.
+/// On a kernel that has the option itself, only flows can be enabled, and only if a BPF program may
+/// select a socket that is not ON there (BPF_SK_REUSEPORT_F_FLOW); otherwise EEXIST. The kernel
+/// keeps handling the modes.
 [[nodiscard]] Result<Enabled> enable(int cgroup, int netns = -1, GroupSize size = GroupSize::normal,
                                      const FindDescriptors& find = {},
                                      const std::optional<FlowOptions>& flows = {});
@@ -146,9 +151,9 @@ struct Enabled {
 /// returns their descriptors. ENOENT: nothing is enabled.
 [[nodiscard]] Status adopt_newcomers(const FindDescriptors& find);
 
-/// Removes everything. EBUSY: sockets that are not ON would get connections again; @p force
-/// overrides that. ENOENT: nothing is enabled. A program that does nothing stays on a group of UDP
-/// sockets as long as one of them is open.
+/// Removes everything. EBUSY: sockets that are not ON would get connections again, unless the
+/// kernel has the option itself; @p force overrides that. ENOENT: nothing is enabled. A program
+/// that does nothing stays on a group of UDP sockets as long as one of them is open.
 [[nodiscard]] Status disable(bool force = false);
 
 /// UDP flows.
@@ -186,6 +191,7 @@ struct GroupState {
 
 struct ScopeState {
   bool enabled = false;
+  bool own_option = false;  ///< the kernel has the option itself: only UDP flows are by BPF
   std::chrono::system_clock::time_point since;
   GroupSize size = GroupSize::normal;
   struct Cgroup {

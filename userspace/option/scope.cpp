@@ -6,8 +6,8 @@
 //   cgroups/ID/PROGRAM        links of the programs of a cgroup
 //   namespaces/COOKIE/choose  link of sk_lookup in a network namespace
 //
-// Where the kernel has the option itself, the flows of UDP sockets are all that is enabled: neither
-// choose() nor the hooks of modes are there.
+// On a kernel that has the option itself, only UDP flows can be enabled. Then there is neither
+// choose() nor any hook of modes, and namespaces/COOKIE is empty.
 #include <arpa/inet.h>
 #include <bpf/bpf.h>
 #include <fcntl.h>
@@ -75,8 +75,8 @@ std::vector<Hook> hooks_of(bool flows) {
   return some;
 }
 /// What the next tool needs besides the hooks. choose() is loaded for each namespace.
-constexpr std::array tools = {"find_namespace", "find_listeners", "find_datagrams",
-                              "call_adopt",     "call_get_info",  "reuseport_stub"};
+constexpr std::array tools = {"find_namespace", "find_listeners", "find_datagrams", "call_adopt",
+                              "call_get_info",  "is_there",       "reuseport_stub"};
 
 std::string pin(const std::string& below) {
   return std::string(pins) + "/" + below;
@@ -562,18 +562,30 @@ std::uint32_t choosers_in(int netns) {
   return bpf_prog_query_opts(netns, BPF_SK_LOOKUP, &query) == 0 ? query.prog_cnt : 0;
 }
 
-/// 0 if it is gone or cannot be inspected.
-std::uint64_t inode_of_netns(const std::string& below) {
-  const Fd link = pinned(below);
+/// Of an enabled network namespace; 0: it is gone. An error: it cannot be inspected, e.g. for lack
+/// of descriptors.
+Result<std::uint64_t> inode_of_netns(const Object& object, std::uint64_t cookie) {
+  if (has_own_option()) {
+    table::look look{};
+    if (bpf_map_lookup_elem(object.map("namespaces"), &cookie, &look) != 0) {
+      return 0;
+    }
+    const auto there = object.is_there(look);
+    return there ? Result<std::uint64_t>(*there ? look.inode : 0) : tl::unexpected(there.error());
+  }
+  const Fd link = pinned("namespaces/" + std::to_string(cookie) + "/choose");
   bpf_link_info info{};
   std::uint32_t len = sizeof(info);
-  return link && bpf_obj_get_info_by_fd(link.get(), &info, &len) == 0 ? info.netns.netns_ino : 0;
+  if (!link || bpf_obj_get_info_by_fd(link.get(), &info, &len) != 0) {
+    return bpf_fail("bpf(BPF_OBJ_GET_INFO_BY_FD, choose)", errno);
+  }
+  return info.netns.netns_ino;
 }
 
-/// Whether that namespace has its program and its entry in the table.
-bool is_enabled(const Object& object, const std::string& in, std::uint64_t netns) {
+/// Whether that namespace has its program, if it needs one, and its entry in the table.
+bool is_enabled(const Object& object, std::uint64_t netns) {
   table::look look{};
-  return (has_own_option() || inode_of_netns(in + "/choose") != 0) &&
+  return inode_of_netns(object, netns).value_or(0) != 0 &&
          bpf_map_lookup_elem(object.map("namespaces"), &netns, &look) == 0;
 }
 
@@ -688,17 +700,12 @@ Result<std::vector<GroupState>> groups_of(const Object& object, std::size_t size
 }
 
 /// Pins of removed namespaces hold memory, and room in the map.
-void forget_removed_namespaces() {
-  const Fd map = pinned("maps/namespaces");
+void forget_removed_namespaces(const Object& object) {
   for (const std::string& name : names_in("namespaces")) {
     const std::string in = "namespaces/" + name;
-    // A namespace that could not be inspected, e.g. for lack of descriptors, may be alive.
-    const Fd link = pinned(in + "/choose");
-    bpf_link_info info{};
-    std::uint32_t len = sizeof(info);
-    if (link && bpf_obj_get_info_by_fd(link.get(), &info, &len) == 0 && info.netns.netns_ino == 0) {
-      const std::uint64_t cookie = std::stoull(name);
-      bpf_map_delete_elem(map.get(), &cookie);
+    const std::uint64_t cookie = std::stoull(name);
+    if (inode_of_netns(object, cookie).value_or(1) == 0) {
+      bpf_map_delete_elem(object.map("namespaces"), &cookie);
       ::unlink(pin(in + "/choose").c_str());
       ::rmdir(pin(in).c_str());
     }
@@ -775,10 +782,16 @@ Result<Enabled> enable(int cgroup, int netns, GroupSize size, const FindDescript
     return fail("enable", EOPNOTSUPP, "not a cgroup2 directory");
   }
   const auto cgroup_id = static_cast<std::uint64_t>(directory.st_ino);
-  // What follows can keep flows beside the kernel's own option, where try_flow_flag() says so. It
-  // stays refused until it has been run on such a kernel.
+  // The kernel's own option takes precedence: beside it only UDP flows can be enabled, and what
+  // they need can be added while they are.
   const bool own = has_own_option();
-  if (auto ok = refuse_own_option(); !ok) {
+  const auto refused = [&] {
+    return own && !flows && !flows_pinned() ? refuse_own_option() : Status{};
+  };
+  if (auto ok = refused(); !ok) {
+    return tl::unexpected(ok.error());
+  }
+  if (auto ok = own && !flows_pinned() ? try_flow_flag() : Status{}; !ok) {
     return tl::unexpected(ok.error());
   }
   const auto locked = make_and_lock();
@@ -789,7 +802,6 @@ Result<Enabled> enable(int cgroup, int netns, GroupSize size, const FindDescript
   if (!about) {
     return tl::unexpected(about.error());
   }
-  forget_removed_namespaces();
 
   Enabled done;
   done.first = !about->has_value();
@@ -801,6 +813,7 @@ Result<Enabled> enable(int cgroup, int netns, GroupSize size, const FindDescript
   }
   const bool had_flows = flows_pinned();
   done.flows = had_flows || flows;
+  done.own_option = own;
   const bool new_flows = done.flows && !had_flows;
   const bool half_way =
       !done.first && (looks_for_flows_in_vain() || (had_flows && !lacks_a_hook(true).empty()));
@@ -825,6 +838,10 @@ Result<Enabled> enable(int cgroup, int netns, GroupSize size, const FindDescript
     }
     return tl::unexpected(error);
   };
+
+  if (auto ok = refused(); !ok) {  // another tool has just disabled them
+    return failed(ok.error());
+  }
 
   // replace programs of another build, keep those of this one
   const GroupSize built = *about ? static_cast<GroupSize>((*about)->group_size) : size;
@@ -861,6 +878,7 @@ Result<Enabled> enable(int cgroup, int netns, GroupSize size, const FindDescript
       return failed(ok.error());
     }
   }
+  forget_removed_namespaces(*object);
   auto look = look_of(*object, netns);
   if (!look) {
     return failed(look.error());
@@ -886,9 +904,9 @@ Result<Enabled> enable(int cgroup, int netns, GroupSize size, const FindDescript
   // The selection comes first, so that no mode is accepted that nothing honours.
   const std::string in = "namespaces/" + std::to_string(look->netns);
   done.foreign = choosers_in(namespace_fd);
-  const bool choose = replace || !is_enabled(*object, in, look->netns);
+  const bool choose = replace || !is_enabled(*object, look->netns);
   if (own) {
-    done.new_namespace = !is_enabled(*object, in, look->netns);
+    done.new_namespace = !is_enabled(*object, look->netns);
     ::mkdir(pin(in).c_str(), 0700);
   } else if (choose) {
     auto other = replace ? Result<Object>() : load_object(*about, size, {"choose"});
@@ -983,22 +1001,17 @@ Result<ScopeState> state() {
     const std::uint64_t id = std::stoull(name);
     state.cgroups.push_back({id, path_of_cgroup(id)});
   }
-  const Fd namespaces = pinned("maps/namespaces");
-  for (const std::string& name : names_in("namespaces")) {
-    const std::uint64_t cookie = std::stoull(name);
-    table::look look{};
-    if (has_own_option()) {  // it is not known here whether it is gone
-      bpf_map_lookup_elem(namespaces.get(), &cookie, &look);
-    }
-    state.namespaces.push_back(
-        {cookie, has_own_option() ? look.inode : inode_of_netns("namespaces/" + name + "/choose")});
-  }
+  state.own_option = has_own_option();
   auto object = pinned_object();
   if (!object) {  // a tool was killed before it pinned them
-    object = load_object(*about, state.size, {"call_get_info"});
+    object = load_object(*about, state.size, {"call_get_info", "is_there"});
   }
   if (!object) {
     return tl::unexpected(object.error());
+  }
+  for (const std::string& name : names_in("namespaces")) {
+    const std::uint64_t cookie = std::stoull(name);
+    state.namespaces.push_back({cookie, inode_of_netns(*object, cookie).value_or(0)});
   }
   if (object->map("flow_table") >= 0) {
     auto flows = flows_of(*object);

@@ -14,10 +14,10 @@ namespace {
 using namespace test::ctl;
 
 /// Servers that answer each datagram with their pid.
-class StockCtlFlows : public StockScope {
+class CtlFlowsTest : public ScopeTest {
  protected:
   void SetUp() override {
-    StockScope::SetUp();
+    ScopeTest::SetUp();
     if (IsSkipped()) {
       return;
     }
@@ -79,7 +79,12 @@ class StockCtlFlows : public StockScope {
   std::uint16_t port_ = 0;
 };
 
-TEST_F(StockCtlFlows, are_told_of) {
+/// On a kernel without the option.
+class StockCtlFlows : public CtlFlowsTest {};
+/// On one that has it.
+class PatchedCtlFlows : public CtlFlowsTest {};
+
+TEST_F(CtlFlowsTest, are_told_of) {
   const Running old = server();
   EXPECT_TRUE(listed()[0]["flows"].is_null());
   enable_flows();
@@ -94,15 +99,21 @@ TEST_F(StockCtlFlows, are_told_of) {
   EXPECT_EQ(status["udp_flows"]["idle_ms"], 120'000);
   EXPECT_EQ(status["groups"][0]["flows"], 3);
   EXPECT_NE(run({"status"}).out.find("UDP flows: 3 live, room for 131072"), std::string::npos);
-  // whose clock is another one
-  Running elsewhere({"unshare", "--time", "--monotonic", "100000", tool(), "status", "--json"});
-  EXPECT_EQ(elsewhere.result().doc()["udp_flows"]["live"], 3);
   // another user sees no more than before
   const auto other = run({"list", "--json", "--udp", "--port", port}, become_nobody).doc();
   EXPECT_TRUE(other["listeners"][0]["flows"].is_null());
 }
 
-TEST_F(StockCtlFlows, drain_waits_for_them) {
+// Whose clock is another one.
+TEST_F(StockCtlFlows, are_told_of_in_a_time_namespace) {
+  const Running old = server();
+  enable_flows();
+  const auto clients = clients_of(old.pid(), 3);
+  Running elsewhere({"unshare", "--time", "--monotonic", "100000", tool(), "status", "--json"});
+  EXPECT_EQ(elsewhere.result().doc()["udp_flows"]["live"], 3);
+}
+
+TEST_F(CtlFlowsTest, drain_waits_for_them) {
   enable_flows("15");  // longer than the tool takes to start on a slow machine
   Running old = known_server(2);
   const auto clients = clients_of(old.pid(), 4);
@@ -125,7 +136,7 @@ TEST_F(StockCtlFlows, drain_waits_for_them) {
   EXPECT_TRUE(all_answered_by(clients, fresh.pid())) << "they were over";
 }
 
-TEST_F(StockCtlFlows, a_dry_run_tells_of_them) {
+TEST_F(CtlFlowsTest, a_dry_run_tells_of_them) {
   enable_flows();
   const Running old = known_server();
   const auto clients = clients_of(old.pid(), 3);
@@ -140,7 +151,7 @@ TEST_F(StockCtlFlows, a_dry_run_tells_of_them) {
   EXPECT_NE(listed()[0]["mode"], "standby");
 }
 
-TEST_F(StockCtlFlows, deadline_with_flows_left) {
+TEST_F(CtlFlowsTest, deadline_with_flows_left) {
   enable_flows();
   const Running old = known_server();
   const auto clients = clients_of(old.pid(), 3);
@@ -160,7 +171,7 @@ TEST_F(StockCtlFlows, deadline_with_flows_left) {
 }
 
 // The scope of the sockets is what counts, not that of the tool.
-TEST_F(StockCtlFlows, drain_from_another_cgroup) {
+TEST_F(CtlFlowsTest, drain_from_another_cgroup) {
   enable_flows();
   const Running old = known_server();
   const auto clients = clients_of(old.pid(), 3);
@@ -176,7 +187,7 @@ TEST_F(StockCtlFlows, drain_from_another_cgroup) {
 }
 
 // What was silent since before the sockets were known is not taken for none.
-TEST_F(StockCtlFlows, flows_from_before_the_sockets_were_known) {
+TEST_F(CtlFlowsTest, flows_from_before_the_sockets_were_known) {
   enable_flows("8");
   const Running old = server();
   const auto clients = clients_of(old.pid(), 3);
@@ -189,7 +200,7 @@ TEST_F(StockCtlFlows, flows_from_before_the_sockets_were_known) {
 }
 
 // The server ends, or its flows are counted no more, while it is waited for: no success.
-TEST_F(StockCtlFlows, waiting_in_vain) {
+TEST_F(CtlFlowsTest, waiting_in_vain) {
   enable_flows("8");
   Running old = known_server();
   const auto clients = clients_of(old.pid(), 3);
@@ -207,7 +218,7 @@ TEST_F(StockCtlFlows, waiting_in_vain) {
   EXPECT_EQ(second.result().code, 1) << second.peek().out;
 }
 
-TEST_F(StockCtlFlows, no_udp_socket_to_wait_for) {
+TEST_F(CtlFlowsTest, no_udp_socket_to_wait_for) {
   enable_flows();
   const std::string tcp = "CTL_TEST_SERVER=" + std::to_string(port_) + " 1";
   const Running old({self()}, {}, {tcp});
@@ -217,7 +228,7 @@ TEST_F(StockCtlFlows, no_udp_socket_to_wait_for) {
 }
 
 // What nobody records is not said to be none.
-TEST_F(StockCtlFlows, no_number_where_they_are_not_recorded) {
+TEST_F(CtlFlowsTest, no_number_where_they_are_not_recorded) {
   const Running old = server();
   const Running fresh = server();
   const std::vector<std::string> drain = {"drain", "--pid", pid_of(old), "--flows", "0"};
@@ -233,7 +244,7 @@ TEST_F(StockCtlFlows, no_number_where_they_are_not_recorded) {
   ASSERT_TRUE(enter(cgroup_));
 }
 
-TEST_F(StockCtlFlows, restart_waits_for_them) {
+TEST_F(CtlFlowsTest, restart_waits_for_them) {
   enable_flows("15");  // longer than the tool takes to start on a slow machine
   Running tool = start_tool({"restart", "--json", "--flows", "0", "--timeout", "60", "--", self()},
                             {}, {how(2)});
@@ -260,7 +271,34 @@ TEST_F(StockCtlFlows, restart_waits_for_them) {
   EXPECT_NE(tool.peek().out.find("\"flows_left\":0"), std::string::npos) << tool.peek().out;
 }
 
-TEST_F(StockCtlFlows, usage) {
+// The modes stay the kernel's; what is by BPF says so.
+TEST_F(PatchedCtlFlows, beside_the_option_of_the_kernel) {
+  const std::vector<std::string> enable = {"enable", "--cgroup", cgroup_};
+  expect_refused({enable, 3, "only --udp-flows is left to BPF"});
+  EXPECT_EQ(run({"status", "--json"}).doc()["enabled"], false);
+  const Running old = server();
+  enable_flows();
+  const auto ran = run(enable);
+  EXPECT_EQ(ran.code, 0) << ran.err;
+  EXPECT_NE(ran.out.find("the modes are the kernel's own; 1 UDP socket known; UDP flows are"),
+            std::string::npos)
+      << ran.out;
+  EXPECT_EQ(run({"probe", "--json"}).doc()["support"], "supported");
+  const auto clients = clients_of(old.pid(), 2);
+  EXPECT_EQ(run({"off", "--allow-last", "--pid", pid_of(old)}).code, 0);
+  EXPECT_EQ(listed()[0]["mode"], "off");
+  EXPECT_TRUE(all_answered_by(clients, old.pid()));
+  const auto status = run({"status", "--json"}).doc();
+  EXPECT_EQ(status["modes"], "kernel");
+  EXPECT_TRUE(status["left_to_the_kernel"].is_null());
+  EXPECT_EQ(status["udp_flows"]["live"], 2);
+  EXPECT_NE(run({"status"}).out.find("the modes are the kernel's own\n"), std::string::npos);
+  EXPECT_EQ(run({"disable"}).code, 0);
+  EXPECT_TRUE(listed()[0]["flows"].is_null());
+  EXPECT_EQ(listed()[0]["mode"], "off");
+}
+
+TEST_F(CtlFlowsTest, usage) {
   for (const Bad& bad : std::vector<Bad>{
            {{"enable", "--cgroup", cgroup_, "--idle", "5"}, 2, "--udp-flows"},
            {{"enable", "--cgroup", cgroup_, "--udp-flows", "--idle", "0"}, 2, "--idle"},

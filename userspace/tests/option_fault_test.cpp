@@ -145,7 +145,7 @@ Ending kill_at(int step, const std::function<bool()>& body) {
   return end;
 }
 
-class StockFault : public StockScope {
+class StockFault : public ScopeTest {
  protected:
   /// Enables it and checks that it works; then disables it and checks that nothing is left.
   void works_and_goes(Objects& seen) {

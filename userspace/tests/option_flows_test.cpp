@@ -9,6 +9,7 @@
 #include <poll.h>
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cerrno>
@@ -69,10 +70,10 @@ std::string name_of_chooser() {
   return bpf_map_lookup_elem(map.get(), &zero, &id) == 0 ? name_of_program(id) : "";
 }
 
-class StockFlows : public StockScope {
+class FlowsTest : public ScopeTest {
  protected:
   void SetUp() override {
-    StockScope::SetUp();
+    ScopeTest::SetUp();
     if (!IsSkipped()) {
       enable_flows();
     }
@@ -222,16 +223,21 @@ class StockFlows : public StockScope {
   std::vector<int> servers_;
 };
 
+/// On a kernel without the option: the modes are by BPF.
+class StockFlows : public FlowsTest {};
+/// On one that has it: only the flows are.
+class PatchedFlows : public FlowsTest {};
+
 struct Way {
   const char* name;
   const char* bound;
   const char* to;
 };
-class StockFlowsOf : public StockFlows, public ::testing::WithParamInterface<Way> {};
+class FlowsOf : public FlowsTest, public ::testing::WithParamInterface<Way> {};
 
 // By each way that an answer may be recorded: its address known, or left to the kernel; IPv4 by a
 // dual-stack socket.
-TEST_P(StockFlowsOf, old_flows_stay_and_new_ones_go_to_the_newcomer) {
+TEST_P(FlowsOf, old_flows_stay_and_new_ones_go_to_the_newcomer) {
   const Fd old = udp(address(GetParam().bound));
   const std::uint16_t port = local_address(old.get()).port();
   const Address to = address(GetParam().to, port);
@@ -252,7 +258,7 @@ TEST_P(StockFlowsOf, old_flows_stay_and_new_ones_go_to_the_newcomer) {
   EXPECT_EQ(get_info(old).handshakes, 0U);
 }
 
-INSTANTIATE_TEST_SUITE_P(Ways, StockFlowsOf,
+INSTANTIATE_TEST_SUITE_P(Ways, FlowsOf,
                          ::testing::Values(Way{"ipv4", "127.0.0.1", "127.0.0.1"},
                                            Way{"ipv6", "::1", "::1"},
                                            Way{"any_ipv4", "0.0.0.0", "127.0.0.1"},
@@ -261,7 +267,7 @@ INSTANTIATE_TEST_SUITE_P(Ways, StockFlowsOf,
                          [](const auto& way) { return way.param.name; });
 
 // One answer is enough, for a client that is in the middle of its handshake.
-TEST_F(StockFlows, one_answer_makes_a_flow) {
+TEST_F(FlowsTest, one_answer_makes_a_flow) {
   const Fd old = udp(address("127.0.0.1"));
   const Address to = local_address(old.get());
   const Fd client = open_client(to, SOCK_DGRAM);
@@ -275,7 +281,7 @@ TEST_F(StockFlows, one_answer_makes_a_flow) {
 }
 
 // A server on the wildcard address that says by which it answers: two flows of one client.
-TEST_F(StockFlows, the_address_of_an_answer_tells_flows_apart) {
+TEST_F(FlowsTest, the_address_of_an_answer_tells_flows_apart) {
   const Fd old = udp(address("0.0.0.0"));
   const std::uint16_t port = local_address(old.get()).port();
   const Address one = address("127.0.0.1", port);
@@ -299,7 +305,7 @@ TEST_F(StockFlows, the_address_of_an_answer_tells_flows_apart) {
 }
 
 // However a datagram is sent, udp_sendmsg() has it: several at once, and one cut into segments.
-TEST_F(StockFlows, every_way_to_send_counts) {
+TEST_F(FlowsTest, every_way_to_send_counts) {
   const Fd old = udp(address("127.0.0.1"));
   const Address to = local_address(old.get());
   const Fd many = open_client(to, SOCK_DGRAM);
@@ -337,7 +343,7 @@ TEST_F(StockFlows, every_way_to_send_counts) {
 }
 
 // Three generations, each with flows that live.
-TEST_F(StockFlows, three_generations) {
+TEST_F(FlowsTest, three_generations) {
   std::vector<Fd> generations;
   std::vector<std::vector<Fd>> clients;
   Address to = address("127.0.0.1");
@@ -364,7 +370,7 @@ TEST_F(StockFlows, three_generations) {
 }
 
 // The newcomer dies: the old one has its own flows all the time, and gets the others.
-TEST_F(StockFlows, the_newcomer_dies) {
+TEST_F(FlowsTest, the_newcomer_dies) {
   const Fd old = udp(address("127.0.0.1"));
   const Address to = local_address(old.get());
   const auto before = clients_of(to, {&old}, 5);
@@ -379,7 +385,7 @@ TEST_F(StockFlows, the_newcomer_dies) {
 }
 
 // Silent for longer than the idle time: a new flow.
-TEST_F(StockFlows, the_idle_time_passes) {
+TEST_F(FlowsTest, the_idle_time_passes) {
   enable_flows({500ms, {}});
   const Fd old = udp(address("127.0.0.1"));
   const Address to = local_address(old.get());
@@ -398,7 +404,7 @@ TEST_F(StockFlows, the_idle_time_passes) {
 }
 
 // Who makes his address up sends once from each: he sees no answer. Real flows stay, new ones too.
-TEST_F(StockFlows, made_up_addresses_push_nothing_out) {
+TEST_F(FlowsTest, made_up_addresses_push_nothing_out) {
   enable_flows({1h, {}});  // a slow machine takes minutes
   const Fd old = udp(address("127.0.0.1"));
   const Address to = local_address(old.get());
@@ -426,7 +432,7 @@ TEST_F(StockFlows, made_up_addresses_push_nothing_out) {
 
 // Room for 1024, for one user half of it: those that have it keep it; the others are counted, and
 // live as long as they are not silent.
-TEST_F(StockFlows, a_full_table) {
+TEST_F(FlowsTest, a_full_table) {
   ASSERT_TRUE(disable());
   enable_flows({{}, 1024});
   const Fd old = udp(address("127.0.0.1"));
@@ -446,7 +452,7 @@ TEST_F(StockFlows, a_full_table) {
 }
 
 // Places of flows that are over are given to others.
-TEST_F(StockFlows, a_full_table_empties) {
+TEST_F(FlowsTest, a_full_table_empties) {
   ASSERT_TRUE(disable());
   enable_flows({300ms, 1024});
   const Fd server = udp(address("127.0.0.1"));
@@ -459,7 +465,7 @@ TEST_F(StockFlows, a_full_table_empties) {
 }
 
 // A member that connects takes nothing from others, also not what was its flow.
-TEST_F(StockFlows, a_server_that_connects) {
+TEST_F(FlowsTest, a_server_that_connects) {
   const Fd a = udp(address("127.0.0.1"));
   const Address to = local_address(a.get());
   const Fd client = client_of(to, {&a});
@@ -475,7 +481,7 @@ TEST_F(StockFlows, a_server_that_connects) {
 
 // In the same cgroup, on the same port of another address, and with the victim's address in what it
 // sends: a stranger takes no flow, for it is of another group.
-TEST_F(StockFlows, a_stranger_takes_no_flow) {
+TEST_F(FlowsTest, a_stranger_takes_no_flow) {
   const Fd old = udp(address("127.0.0.1"));
   const Address to = local_address(old.get());
   const Fd client = client_of(to, {&old});
@@ -490,7 +496,7 @@ TEST_F(StockFlows, a_stranger_takes_no_flow) {
 }
 
 // What a newcomer answers before it is taken in counts from then on.
-TEST_F(StockFlows, flows_from_before_a_socket_is_taken_in) {
+TEST_F(FlowsTest, flows_from_before_a_socket_is_taken_in) {
   const Fd old = udp(address("127.0.0.1"));
   const Address to = local_address(old.get());
   const Fd fresh = bind_udp(to);
@@ -590,7 +596,7 @@ TEST_F(StockFlows, killed_half_way) {
 
 // A cgroup whose answers are not recorded any more, whoever's doing that is: nothing is said to be
 // none. The next enable() of any cgroup mends it.
-TEST_F(StockFlows, a_hook_is_gone) {
+TEST_F(FlowsTest, a_hook_is_gone) {
   const std::string second = cgroup_ + "-2";
   ASSERT_EQ(::mkdir(second.c_str(), 0755), 0);
   const Fd other(::open(second.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
@@ -646,8 +652,95 @@ TEST_F(StockFlows, another_tool_takes_the_group) {
   EXPECT_TRUE(eventually([&] { return (get_info(old).flags & REUSEPORT_LISTEN_F_SETTLED) != 0; }));
 }
 
+// The modes are the kernel's, and none of our hooks is about them.
+TEST_F(PatchedFlows, beside_the_option_of_the_kernel) {
+  const Fd old = udp(address("127.0.0.1"));
+  const Address to = local_address(old.get());
+  const auto before = clients_of(to, {&old}, 5);
+  const Fd fresh = udp(to);
+  ASSERT_EQ(set_mode(old, REUSEPORT_LISTEN_OFF), 0);
+  EXPECT_EQ(get_info(old).flags & REUSEPORT_LISTEN_F_BPF, 0U);
+  const auto state_now = state();
+  ASSERT_TRUE(state_now);
+  EXPECT_TRUE(state_now->own_option);
+  ASSERT_EQ(state_now->groups.size(), 1U);
+  EXPECT_EQ(state_now->groups[0].on, 1U);
+  EXPECT_EQ(state_now->groups[0].off, 1U);
+  EXPECT_EQ(state_now->groups[0].flows, 5U);
+  std::vector<std::string> names;
+  for (const auto& each :
+       std::filesystem::recursive_directory_iterator(std::string(pins) + "/cgroups")) {
+    if (!each.is_directory()) {
+      names.push_back(each.path().filename());
+    }
+  }
+  std::ranges::sort(names);
+  EXPECT_EQ(names, (std::vector<std::string>{"record_flow4", "record_flow6", "see_closing"}));
+  // nobody is ON: closed to new clients, and open to the flows it has
+  ASSERT_EQ(set_mode(fresh, REUSEPORT_LISTEN_OFF), 0);
+  EXPECT_EQ(spread_flows(before, {&old, &fresh}), (std::vector<int>{5, 0}));
+  const Fd client = open_client(to, SOCK_DGRAM);
+  EXPECT_EQ(::send(client.get(), "x", 1, 0), 1);
+  pollfd refused{client.get(), POLLIN, 0};
+  EXPECT_EQ(::poll(&refused, 1, 5000), 1);
+  char byte = 0;
+  EXPECT_EQ(::recv(client.get(), &byte, 1, 0), -1);
+  EXPECT_EQ(errno, ECONNREFUSED);
+  EXPECT_TRUE(disable()) << "they keep their modes";
+  EXPECT_EQ(get_info(old).mode, static_cast<std::uint32_t>(REUSEPORT_LISTEN_OFF));
+}
+
+// Drained means that nothing new comes; what the program selects for a flow comes all the same.
+TEST_F(PatchedFlows, drained_is_not_about_flows) {
+  const Fd old = udp(address("127.0.0.1"));
+  const Address to = local_address(old.get());
+  const Fd client = client_of(to, {&old});
+  const Fd fresh = udp(to);
+  ASSERT_EQ(set_mode(old, REUSEPORT_LISTEN_STANDBY), 0);
+  EXPECT_TRUE(eventually([&] { return (get_info(old).flags & REUSEPORT_LISTEN_F_SETTLED) != 0; }));
+  EXPECT_EQ(get_info(old).queued, 0U);
+  ASSERT_EQ(::send(client.get(), "x", 1, 0), 1);
+  EXPECT_GT(get_info(old).queued, 0U);
+  EXPECT_NE(get_info(old).flags & REUSEPORT_LISTEN_F_SETTLED, 0U);
+  EXPECT_EQ(take({&old, &fresh}), 0);
+}
+
+// Without flows there is nothing to enable; where they are recorded, another call adds to that.
+TEST_F(PatchedFlows, the_option_of_the_kernel_takes_precedence) {
+  const Fd server = bind_udp(address("127.0.0.1"));
+  const auto again = enable(dir_.get(), -1, GroupSize::normal, finder());
+  ASSERT_TRUE(again) << again.error().message();
+  EXPECT_TRUE(again->flows);
+  EXPECT_TRUE(again->own_option);
+  EXPECT_EQ(again->datagrams, 1U);
+  EXPECT_EQ(live(server), 0U);
+  ASSERT_TRUE(disable());
+  const auto without = enable(dir_.get());
+  ASSERT_FALSE(without);
+  EXPECT_EQ(need(without.error()), Need::not_by_bpf);
+  EXPECT_FALSE(std::filesystem::exists(pins)) << "nothing is left behind";
+}
+
+// A namespace that is gone is shown as such, and the next enable() forgets it.
+TEST_F(PatchedFlows, removed_namespace) {
+  EXPECT_TRUE(in_child([&] {
+    return ::unshare(CLONE_NEWNET) == 0 && enable_flows().new_namespace &&
+           state()->namespaces.size() == 2;
+  }));
+  const auto inodes_of_removed = [] {
+    const auto now = state();
+    return now ? std::ranges::count(now->namespaces, 0U, &ScopeState::Namespace::inode) : -1;
+  };
+  EXPECT_TRUE(eventually([&] { return inodes_of_removed() == 1; }));  // a worker removes it
+  ASSERT_EQ(state()->namespaces.size(), 2U);
+  enable_flows();
+  const auto now = state();
+  ASSERT_EQ(now->namespaces.size(), 1U);
+  EXPECT_NE(now->namespaces[0].inode, 0U);
+}
+
 // A QUIC client that moves to another address in the middle has no flow: that is counted.
-TEST_F(StockFlows, a_short_header_of_no_flow_is_counted) {
+TEST_F(FlowsTest, a_short_header_of_no_flow_is_counted) {
   const Fd server = udp(address("127.0.0.1"));
   const Fd client = open_client(local_address(server.get()), SOCK_DGRAM);
   for (const char first : {'\xc0', '\x40', '\x7f', '\x00'}) {  // long, short, short, neither
@@ -659,7 +752,7 @@ TEST_F(StockFlows, a_short_header_of_no_flow_is_counted) {
 
 }  // namespace
 // Whoever counts while another tool is half done waits for it.
-TEST_F(StockFlows, are_counted_beside_enable_and_disable) {
+TEST_F(FlowsTest, are_counted_beside_enable_and_disable) {
   std::atomic<bool> done = false;
   std::thread other([&] {
     for (int i = 0; i < 8; i++) {

@@ -90,6 +90,8 @@ int serve(const Fd& listener) {
   }
 }
 
+class StockScope : public ScopeTest {};
+
 TEST_F(StockScope, the_call_works) {
   const Fd before = open_listener(address("127.0.0.1"));
   const Address to = local_address(before.get());

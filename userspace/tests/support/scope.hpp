@@ -43,7 +43,7 @@ inline reuseport_listen_info get_info(const Fd& fd) {
 
 /// A cgroup for the test's process, its own bpffs (so that what is enabled on this machine is not
 /// touched), and a network namespace.
-class StockScope : public NetNsTest {
+class ScopeTest : public NetNsTest {
  protected:
   void SetUp() override {
     if (::geteuid() != 0) {
