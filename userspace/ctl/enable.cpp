@@ -83,7 +83,7 @@ Done enable_command(const EnableOptions& options, const Output& out) {
   if (!done) {
     auto failure = refused(done.error());
     if (!options.udp_flows && option::need(done.error()) == option::Need::not_by_bpf) {
-      failure.value().hint += ": only --udp-flows is left to BPF";
+      failure.value().hint += "; only UDP flows can be enabled (--udp-flows)";
     }
     return failure;
   }

@@ -274,7 +274,7 @@ TEST_F(CtlFlowsTest, restart_waits_for_them) {
 // The modes stay the kernel's; what is by BPF says so.
 TEST_F(PatchedCtlFlows, beside_the_option_of_the_kernel) {
   const std::vector<std::string> enable = {"enable", "--cgroup", cgroup_};
-  expect_refused({enable, 3, "only --udp-flows is left to BPF"});
+  expect_refused({enable, 3, "only UDP flows can be enabled"});
   EXPECT_EQ(run({"status", "--json"}).doc()["enabled"], false);
   const Running old = server();
   enable_flows();
