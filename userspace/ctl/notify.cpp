@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <charconv>
 #include <cstddef>
 #include <cstdlib>
@@ -57,9 +58,6 @@ void Notify::send(const std::string& state, const std::vector<int>& fds) const {
     un.sun_path[0] = '\0';  // an abstract socket
   }
   const Fd fd(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
-  if (!fd) {
-    return;
-  }
   std::string text = state;
   iovec part{text.data(), text.size()};
   msghdr message{};
@@ -78,7 +76,9 @@ void Notify::send(const std::string& state, const std::vector<int>& fds) const {
     header->cmsg_len = CMSG_LEN(size);
     std::memcpy(CMSG_DATA(header), fds.data(), size);
   }
-  ::sendmsg(fd.get(), &message, MSG_NOSIGNAL);
+  if (::sendmsg(fd.get(), &message, MSG_NOSIGNAL) < 0 && unsent_.empty()) {
+    unsent_ = fmt::format("sendmsg({}): {}", path_, std::strerror(errno));
+  }
 }
 
 void Notify::ready(const std::string& status, pid_t main_process) const {

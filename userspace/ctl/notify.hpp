@@ -14,7 +14,8 @@
 
 namespace reuseport::ctl {
 
-/// Sends messages to the service manager in $NOTIFY_SOCKET. Does nothing without one.
+/// Sends messages to the service manager in $NOTIFY_SOCKET. Does nothing without one. A message
+/// that cannot be sent is kept in unsent(), and is otherwise no error.
 class Notify {
  public:
   Notify();
@@ -33,6 +34,9 @@ class Notify {
   /// Waits until the service manager has read all messages so far, at most 5 s.
   void flush() const;
 
+  /// Why the first message that was not sent was not; empty if all were.
+  [[nodiscard]] const std::string& unsent() const { return unsent_; }
+
   /// Sends WATCHDOG=1 twice in each $WATCHDOG_USEC (sd_watchdog_enabled(3)). Call it after waits of
   /// at most beat().
   void alive();
@@ -41,6 +45,7 @@ class Notify {
  private:
   void send(const std::string& state, const std::vector<int>& fds = {}) const;
   std::string path_;
+  mutable std::string unsent_;
   std::chrono::milliseconds beat_ = std::chrono::milliseconds::max();
   Clock::time_point next_beat_ = Clock::time_point::max();
 };

@@ -117,6 +117,12 @@ class Supervisor final : public LookingAfter {
       end_all();
       ::_exit(0);
     }
+    if (done && !notify_.unsent().empty()) {
+      return failed(Failure(
+          Exit::error,
+          fmt::format("process {} serves, but the service manager was not told", current_->pid()),
+          notify_.unsent()));
+    }
     return done ? Outcome<int>(static_cast<int>(loss_)) : tl::unexpected(done.error());
   }
 

@@ -16,7 +16,6 @@
 #include <array>
 #include <cerrno>
 #include <cstddef>
-#include <cstring>
 #include <ctime>
 #include <fstream>
 #include <limits>
@@ -164,7 +163,7 @@ Result<Fd> open_member(std::uint16_t& port) {
 Status raise_loopback() {
   const Fd any(::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
   ifreq lo{};
-  std::strcpy(static_cast<char*>(lo.ifr_name), "lo");
+  std::string_view("lo").copy(static_cast<char*>(lo.ifr_name), sizeof(lo.ifr_name) - 1);
   lo.ifr_flags = IFF_UP;
   return ::ioctl(any.get(), SIOCSIFFLAGS, &lo) == 0 ? Status{} : fail("ioctl(SIOCSIFFLAGS)", errno);
 }

@@ -468,9 +468,7 @@ class UnitTest : public RestartTest {
         60s));
     return r.peek();
   }
-  [[nodiscard]] std::string main_process(pid_t pid) const {
-    return "MAINPID=" + std::to_string(pid) + "\n";
-  }
+  static std::string main_process(pid_t pid) { return "MAINPID=" + std::to_string(pid) + "\n"; }
 
   std::string cgroup_;
 };
@@ -511,6 +509,14 @@ TEST_F(UnitTest, a_reload_replaces_what_an_interrupted_one_has_left) {
   EXPECT_TRUE(test::eventually([&] { return !runs(left) && !runs(main); }));
   EXPECT_NE(ask(), 0);
   EXPECT_EQ(listeners().size(), 2U);
+}
+
+TEST_F(UnitTest, a_service_manager_that_was_not_told_is_an_error) {
+  manager_.reset();
+  const Ran alone = in_unit();
+  EXPECT_EQ(alone.code, 1) << alone.err;
+  EXPECT_NE(alone.err.find("the service manager was not told"), std::string::npos) << alone.err;
+  EXPECT_NE(ask(), 0);
 }
 
 TEST_F(RestartTest, unit_needs_a_service_manager) {
