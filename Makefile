@@ -14,7 +14,7 @@ help:
 	@echo '                 and on a patched one in a virtual machine'
 	@echo 'make check       every test; last line: N passed, N failed, N skipped'
 	@echo 'make kernel      build a kernel, print its image: KVER=6.1|6.12|mainline'
-	@echo '                 FLAVOR=patched|stock|debug|kcsan|btf|gcov|debian, KSRC=DIR for a tree of your own'
+	@echo '                 FLAVOR=patched|stock|debug|kcsan|btf|gcov|ia32|debian, KSRC=DIR for a tree of your own'
 	@echo 'make kernel-deb  Debian packages of a patched kernel: KVER or KSRC, CONFIG=FILE'
 	@echo 'make userspace   build/bin/{reuseportctl,restart-lab}, build/lib/libreuseport.{a,so}'
 	@echo 'make selftests   the kselftests'
@@ -25,6 +25,8 @@ help:
 	@echo 'make soak        restarts, churn and faults on a debug kernel, until the first loss: HOURS=1'
 	@echo 'make install     library, tools, header, man pages into PREFIX=$(PREFIX) (DESTDIR works)'
 	@echo 'make deb         Debian packages, into build/deb; see packaging/README.md'
+	@echo 'make check-deb   the packages, built, installed and purged in bare systems'
+	@echo 'make check-bazel built by Bazel, in a chroot'
 	@echo 'make dist        the release archive, into build/dist'
 	@echo 'make clean       remove build/, but not the cache of kernels (see qemu-ci/README.md)'
 
