@@ -286,12 +286,14 @@ class Drain {
   /// see them; with --flows that is a failure.
   Done count_flows() {
     result_.flows.reset();
+    result_.flows_uncounted.clear();
     if (!has_datagrams()) {
       return {};
     }
     const auto flows = option::records_flows() ? option::flows_here()
                                                : Result<std::optional<option::Flows>>(std::nullopt);
     if (!flows || !*flows) {
+      result_.flows_uncounted = flows ? "" : flows.error().message();
       return !options_.flows ? Done{}
              : flows         ? failed(no_flows(targets_.front()))
                              : failed(flows.error());
@@ -304,6 +306,7 @@ class Drain {
       }
       const auto own = (*flows)->of.find(t.socket.cookie);
       if (own == (*flows)->of.end()) {
+        result_.flows_uncounted = fmt::format("those of {} are not recorded", t.str());
         return options_.flows ? failed(no_flows(t)) : Done{};
       }
       live += own->second;

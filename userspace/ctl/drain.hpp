@@ -90,6 +90,7 @@ struct DrainResult {
   std::chrono::milliseconds flows_known_for{};  ///< flows silent all that time are not counted
   std::chrono::milliseconds flows_idle{};       ///< idle timeout of a flow
   bool flows_without_room = false;              ///< some found no room and may not be counted
+  std::string flows_uncounted;                  ///< why flows that are recorded were not counted
 
   [[nodiscard]] bool all_flows_known() const { return flows && flows_known_for >= flows_idle; }
 

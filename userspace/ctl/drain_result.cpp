@@ -55,6 +55,8 @@ nlohmann::json DrainResult::json() const {
   out["flows_left"] = flows ? nlohmann::json(*flows) : nlohmann::json(nullptr);
   out["flows_known_for_ms"] =
       flows ? nlohmann::json(flows_known_for.count()) : nlohmann::json(nullptr);
+  out["flows_uncounted"] =
+      flows_uncounted.empty() ? nlohmann::json(nullptr) : nlohmann::json(flows_uncounted);
   out["flows_without_room"] = flows ? nlohmann::json(flows_without_room) : nlohmann::json(nullptr);
   return out;
 }
@@ -70,7 +72,8 @@ std::string DrainResult::text() const {
                    d.closed ? ": closed by its server" : "");
   }
   if (drained) {
-    const bool all_counted = !flows || (all_flows_known() && !flows_without_room);
+    const bool all_counted =
+        flows_uncounted.empty() && (!flows || (all_flows_known() && !flows_without_room));
     fmt::format_to(std::back_inserter(out), "drained by {} in {} ms: closing loses {}\n",
                    to_string(method), took.count(),
                    flows.value_or(0) != 0
@@ -81,6 +84,9 @@ std::string DrainResult::text() const {
       fmt::format_to(std::back_inserter(out),
                      "not counted: UDP flows that have been silent for the last {:.1f} s\n",
                      static_cast<double>(flows_known_for.count()) / 1000.0);
+    }
+    if (!flows_uncounted.empty()) {
+      fmt::format_to(std::back_inserter(out), "not counted: UDP flows: {}\n", flows_uncounted);
     }
     if (flows_without_room) {
       out += "not counted: UDP flows for which there was no room\n";

@@ -50,6 +50,9 @@ void Notify::send(const std::string& state, const std::vector<int>& fds) const {
   sockaddr_un un{};
   if (path_.size() < 2 || path_.size() >= sizeof(un.sun_path) ||
       (path_[0] != '/' && path_[0] != '@')) {
+    if (!path_.empty() && unsent_.empty()) {
+      unsent_ = fmt::format("NOTIFY_SOCKET={}: not the name of a socket", path_);
+    }
     return;
   }
   un.sun_family = AF_UNIX;
@@ -123,7 +126,7 @@ void Notify::store(const std::vector<int>& fds) const {
 }
 
 void Notify::flush() const {
-  constexpr int patience = 5000;
+  constexpr int patience = 30'000;
   int ends[2];
   if (path_.empty() || ::pipe2(ends, O_CLOEXEC) != 0) {
     return;
@@ -133,7 +136,9 @@ void Notify::flush() const {
   send("BARRIER=1", {write_end.get()});  // the manager closes it
   write_end.reset();
   pollfd p{read_end.get(), 0, 0};
-  ::poll(&p, 1, patience);
+  if (::poll(&p, 1, patience) != 1 && unsent_.empty()) {
+    unsent_ = "the service manager has not read the messages";
+  }
 }
 
 std::vector<Fd> passed_sockets() {

@@ -31,7 +31,7 @@ class Notify {
   void main_process(pid_t pid) const;
   /// Puts descriptors into the descriptor store of the unit. Replaces those of an earlier call.
   void store(const std::vector<int>& fds) const;
-  /// Waits until the service manager has read all messages so far, at most 5 s.
+  /// Waits until the service manager has read all messages so far, at most 30 s.
   void flush() const;
 
   /// Why the first message that was not sent was not; empty if all were.

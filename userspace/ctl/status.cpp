@@ -63,12 +63,14 @@ json to_json(const option::ScopeState& state) {
   }
   doc["udp_flows"] = json();
   if (state.flows) {
-    doc["udp_flows"] = {{"live", live(*state.flows)},
-                        {"max", state.flows->max},
-                        {"idle_ms", state.flows->idle.count()},
-                        {"recorded_for_ms", state.flows->recorded_for.count()},
-                        {"without_a_place", state.flows->full},
-                        {"short_headers_of_no_flow", state.flows->short_headers}};
+    doc["udp_flows"] = {
+        {"live", state.unrecorded.empty() ? json(live(*state.flows)) : json()},
+        {"unrecorded_cgroup", state.unrecorded.empty() ? json() : json(state.unrecorded)},
+        {"max", state.flows->max},
+        {"idle_ms", state.flows->idle.count()},
+        {"recorded_for_ms", state.flows->recorded_for.count()},
+        {"without_a_place", state.flows->full},
+        {"short_headers_of_no_flow", state.flows->short_headers}};
   }
   return doc;
 }
@@ -100,9 +102,12 @@ std::string to_text(const option::ScopeState& state) {
   }
   if (const auto& flows = state.flows) {
     text += fmt::format(
-        "UDP flows: {} live, room for {}, idle timeout {} s; datagrams whose flow found no room: "
+        "UDP flows: {}, room for {}, idle timeout {} s; datagrams whose flow found no room: "
         "{}; datagrams without a flow but with a short QUIC header: {}\n",
-        live(*flows), flows->max, static_cast<double>(flows->idle.count()) / 1000.0, flows->full,
+        state.unrecorded.empty()
+            ? fmt::format("{} live", live(*flows))
+            : fmt::format("not counted, the programs of {} are not all there", state.unrecorded),
+        flows->max, static_cast<double>(flows->idle.count()) / 1000.0, flows->full,
         flows->short_headers);
   }
   if (!state.groups.empty()) {

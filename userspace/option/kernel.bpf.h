@@ -176,6 +176,8 @@ struct sock_reuseport {
 struct sock_reuseport___patched {
 	u16 num_on;
 	u16 num_ready;
+	u16 num_conns;
+	u8 mixed;
 };
 
 /* include/linux/cgroup-defs.h, include/linux/kernfs.h */

@@ -11,6 +11,7 @@
 #include <sys/ioctl.h>
 #include <sys/random.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <array>
@@ -21,6 +22,7 @@
 #include <limits>
 #include <string_view>
 #include <thread>
+#include <unordered_map>
 #include <unordered_set>
 
 #include "host/bpf_iterator.hpp"
@@ -419,15 +421,48 @@ Status Object::attach_stub(int fd) const {
   return {};
 }
 
+Status Object::note_place(std::uint64_t cookie, std::uint32_t index) const {
+  if (bpf_map_update_elem(map("datagram_index"), &cookie, &index, BPF_ANY) != 0) {
+    return bpf_fail("bpf(BPF_MAP_UPDATE_ELEM, datagram_index)", errno);
+  }
+  return {};
+}
+
+void Object::forget_datagram(std::uint64_t cookie) const {
+  std::uint32_t index = 0;
+  if (bpf_map_lookup_elem(map("datagram_index"), &cookie, &index) == 0) {
+    bpf_map_delete_elem(map("datagram_index"), &cookie);
+    std::uint64_t there = 0;
+    if (bpf_map_lookup_elem(map("datagrams"), &index, &there) == 0 && there == cookie) {
+      bpf_map_delete_elem(map("datagrams"), &index);
+    }
+  }
+}
+
 Status Object::take_datagram(int fd, std::uint64_t cookie) const {
   const auto value = static_cast<std::uint64_t>(fd);
-  for (std::uint32_t tries = 0; tries < MAX_DATAGRAMS; tries++) {
+  for (std::uint32_t tries = 0; tries < MAX_DATAGRAMS && !full_; tries++) {
     const std::uint32_t index = next_index_++ % MAX_DATAGRAMS;
     if (bpf_map_update_elem(map("datagrams"), &index, &value, BPF_NOEXIST) == 0) {
-      if (bpf_map_update_elem(map("datagram_index"), &cookie, &index, BPF_ANY) != 0) {
-        return bpf_fail("bpf(BPF_MAP_UPDATE_ELEM, datagram_index)", errno);
+      if (auto ok = note_place(cookie, index); !ok) {
+        bpf_map_delete_elem(map("datagrams"), &index);
+        return ok;
       }
       return attach_stub(fd);  // last: a socket of another tool keeps that tool's program
+    }
+    if (errno == EBUSY && !places_) {
+      places_.emplace();
+      std::uint64_t there = 0;
+      for (std::uint32_t i = 0; i < MAX_DATAGRAMS; i++) {
+        if (bpf_map_lookup_elem(map("datagrams"), &i, &there) == 0) {
+          places_->emplace(there, i);
+        }
+      }
+      errno = EBUSY;
+    }
+    if (errno == EBUSY && places_->contains(cookie)) {  // of a tool that was killed
+      auto ok = note_place(cookie, places_->at(cookie));
+      return ok ? attach_stub(fd) : ok;
     }
     if (errno != EEXIST) {
       const int err = errno;
@@ -437,6 +472,7 @@ Status Object::take_datagram(int fd, std::uint64_t cookie) const {
                                   : "");
     }
   }
+  full_ = true;
   return fail("adopt", ENOSPC, "the table of UDP sockets is full");
 }
 
@@ -522,6 +558,42 @@ Result<table::look> look_of(const Object& object, int netns) {
   return ran ? look : tl::unexpected(ran.error());
 }
 
+namespace {
+
+/// UDP sockets in the tables.
+std::size_t datagrams_of(const Object& object, std::uint32_t uid) {
+  std::size_t count = 0;
+  std::uint64_t cookie = 0;
+  const std::uint64_t* last = nullptr;
+  for (std::uint32_t i = 0; i < MAX_MEMBERS; i++) {
+    table::member member{};
+    if (bpf_map_get_next_key(object.map("members"), last, &cookie) != 0) {
+      break;
+    }
+    last = &cookie;
+    if (bpf_map_lookup_elem(object.map("members"), &cookie, &member) == 0 &&
+        member.key.protocol == IPPROTO_UDP && member.key.uid == uid) {
+      count++;
+    }
+  }
+  return count;
+}
+
+/// Whether the owner of a socket has room for one more.
+bool has_room(const Object& object, int fd, std::unordered_map<std::uint32_t, std::size_t>& of) {
+  struct stat socket {};
+  if (::fstat(fd, &socket) != 0) {
+    return false;
+  }
+  const auto [own, first] = of.try_emplace(socket.st_uid, 0);
+  if (first) {
+    own->second = datagrams_of(object, socket.st_uid);
+  }
+  return own->second++ < MAX_DATAGRAMS / 2;
+}
+
+}  // namespace
+
 Status adopt_datagrams(const Object& object, const FindDescriptors& find) {
   const auto found = object.find_datagrams();
   if (!found) {
@@ -550,16 +622,30 @@ Status adopt_datagrams(const Object& object, const FindDescriptors& find) {
     return {};
   }
   const std::vector<Fd> fds = find(missing);
+  std::unordered_set<std::uint64_t> taken;
+  std::unordered_map<std::uint32_t, std::size_t> of_user;
   for (std::size_t i = 0; i < fds.size() && i < missing.size(); i++) {
-    if (fds[i]) {
-      // One that cannot be adopted stays unknown, and SETTLED is not set beside it.
-      static_cast<void>(detached.contains(missing[i])
-                            ? object.attach_stub(fds[i].get())
-                            : object.take_datagram(fds[i].get(), missing[i]));
+    // One that cannot be adopted stays unknown, and SETTLED is not set beside it.
+    if (fds[i] && detached.contains(missing[i])) {
+      static_cast<void>(object.attach_stub(fds[i].get()));
+    } else if (fds[i] && has_room(object, fds[i].get(), of_user)) {
+      static_cast<void>(object.take_datagram(fds[i].get(), missing[i]));
+      taken.insert(missing[i]);
     }
   }
   const auto joined = object.find_datagrams();
-  return joined ? Status{} : tl::unexpected(joined.error());
+  if (!joined) {
+    return tl::unexpected(joined.error());
+  }
+  for (const table::datagram& each : *joined) {
+    if (each.known != 0) {
+      taken.erase(each.cookie);
+    }
+  }
+  for (const auto cookie : taken) {  // no program sees these close: their places would be lost
+    object.forget_datagram(cookie);
+  }
+  return {};
 }
 
 Status Object::wait_grace_period() {

@@ -92,8 +92,11 @@ class Object {
   /// passed to take_datagram(), and notices sockets that have connected or disconnected since.
   [[nodiscard]] Result<std::vector<table::datagram>> find_datagrams() const;
   /// Passes a bound UDP socket to the programs, and attaches our program to its group. EBUSY: its
-  /// group has another one, or the socket is in another REUSEPORT_SOCKARRAY.
+  /// group has another one, or the socket is in another REUSEPORT_SOCKARRAY. ENOSPC: the table is
+  /// full.
   [[nodiscard]] Status take_datagram(int fd, std::uint64_t cookie) const;
+  /// What take_datagram() did, for a socket that could not be adopted.
+  void forget_datagram(std::uint64_t cookie) const;
   /// Only attaches our program to its group.
   [[nodiscard]] Status attach_stub(int fd) const;
   /// Installs the selection for UDP where the program of the groups calls it.
@@ -116,6 +119,7 @@ class Object {
   [[nodiscard]] Status wait_grace_period();
 
  private:
+  [[nodiscard]] Status note_place(std::uint64_t cookie, std::uint32_t index) const;
   struct Close {
     void operator()(bpf_object* o) const { bpf_object__close(o); }
   };
@@ -124,7 +128,9 @@ class Object {
   std::map<std::string, Fd> held_programs_;
   GroupSize size_ = GroupSize::normal;
   mutable std::uint32_t next_index_ = 0;  // in `datagrams`: where to search for a free one
-  Fd waiter_;                             // see wait_grace_period()
+  mutable bool full_ = false;             // no place was free
+  mutable std::optional<std::unordered_map<std::uint64_t, std::uint32_t>> places_;  // by cookie
+  Fd waiter_;  // see wait_grace_period()
   Fd waiter_inner_;
   table::grace_periods waited_{};
 };
@@ -146,7 +152,8 @@ class Object {
 [[nodiscard]] Result<table::look> look_of(const Object& object, int netns);
 
 /// Run in the namespace: adopts its UDP sockets that are in an enabled cgroup, or in a group with a
-/// known member, if @p find returns their descriptors. Leaves groups with another program alone.
+/// known member, if @p find returns their descriptors; one user's up to half of the table. Leaves
+/// groups with another program alone.
 [[nodiscard]] Status adopt_datagrams(const Object& object, const FindDescriptors& find);
 
 }  // namespace reuseport::option

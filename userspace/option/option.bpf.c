@@ -1258,14 +1258,21 @@ static __always_inline void tell_counts(const struct sock *sk,
 					struct reuseport_listen_info *info)
 {
 	const struct sock_reuseport___patched *patched;
-	u16 on, ready, all;
+	u16 on, ready, conns, all;
 
 	patched = (const void *)BPF_CORE_READ(sk, sk_reuseport_cb);
-	if (!patched || !bpf_core_field_exists(patched->num_ready))
+	if (!patched || !bpf_core_field_exists(patched->num_conns))
 		return;
 	on = BPF_CORE_READ(patched, num_on);
 	ready = BPF_CORE_READ(patched, num_ready);
+	conns = BPF_CORE_READ(patched, num_conns);
 	all = num_socks_of(sk);
+	/* connected sockets are flows; they are ON while nobody is not */
+	if (!BPF_CORE_READ(patched, mixed)) {
+		on = on > conns ? on - conns : 0;
+		ready = ready > conns ? ready - conns : 0;
+	}
+	all = all > conns ? all - conns : 0;
 	/* they may change in between */
 	info->group_on = on;
 	info->group_standby = ready > on ? ready - on : 0;

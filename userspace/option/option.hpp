@@ -148,12 +148,14 @@ struct Enabled {
                                      const std::optional<FlowOptions>& flows = {});
 
 /// Adopts the UDP sockets of this thread's network namespace that were bound since, if @p find
-/// returns their descriptors. ENOENT: nothing is enabled.
+/// returns their descriptors. Does nothing in a namespace that is not enabled. ENOENT: nothing is
+/// enabled.
 [[nodiscard]] Status adopt_newcomers(const FindDescriptors& find);
 
-/// Removes everything. EBUSY: sockets that are not ON would get connections again, unless the
-/// kernel has the option itself; @p force overrides that. ENOENT: nothing is enabled. A program
-/// that does nothing stays on a group of UDP sockets as long as one of them is open.
+/// Removes everything. EBUSY: sockets that are not ON would get connections again or, if the kernel
+/// has the option itself, their live flows would go to others; @p force overrides that. ENOENT:
+/// nothing is enabled. A program that does nothing stays on a group of UDP sockets as long as one
+/// of them is open.
 [[nodiscard]] Status disable(bool force = false);
 
 /// UDP flows.
@@ -196,7 +198,7 @@ struct ScopeState {
   GroupSize size = GroupSize::normal;
   struct Cgroup {
     std::uint64_t id = 0;
-    std::string path;  ///< empty: it was removed
+    std::string path;  ///< empty: it was removed; where it cannot be looked for, why
   };
   struct Namespace {
     std::uint64_t cookie = 0;
@@ -214,6 +216,9 @@ struct ScopeState {
     std::uint64_t too_long = 0;          ///< too many listeners closed during the lookup
   } left;
   std::optional<Flows> flows;  ///< if recorded
+  /// A cgroup whose answers are not all recorded, because a program is missing: then no count of
+  /// flows is true. Empty: none.
+  std::string unrecorded;
 };
 
 /// What is enabled. Needs the same privileges as enable().

@@ -363,28 +363,41 @@ std::vector<Key> keys_of(int map) {
   return keys;
 }
 
-/// Its directory; errno ENOENT or ESTALE if it is gone.
+/// Whether open_cgroup() has failed because the cgroup was removed.
+bool is_gone(int errnum) {
+  return errnum == ENOENT || errnum == ESTALE;
+}
+
+/// Its directory; errno says is_gone() if it was removed, and CAP_DAC_READ_SEARCH is needed.
 Fd open_cgroup(std::uint64_t id) {
   const auto mount = cgroup2_mount();
   const Fd root(mount ? ::open(mount->c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1);
+  if (!root) {
+    errno = ENODEV;
+    return {};
+  }
   // a handle of a cgroup is its id (kernfs)
   struct {
     file_handle head;
     std::uint64_t id;
   } handle{{sizeof(id), 0xfe, {}}, id};
-  return Fd(root ? ::open_by_handle_at(root.get(), &handle.head, O_RDONLY | O_CLOEXEC) : -1);
+  return Fd(::open_by_handle_at(root.get(), &handle.head, O_RDONLY | O_CLOEXEC));
 }
 
+/// Empty: it was removed.
 std::string path_of_cgroup(std::uint64_t id) {
   const Fd fd = open_cgroup(id);
   if (!fd) {
-    return {};
+    const int errnum = errno;
+    return is_gone(errnum) ? ""
+                           : "cgroup " + std::to_string(id) +
+                                 " (open_by_handle_at: " + std::strerror(errnum) + ")";
   }
   std::error_code ignored;
   return fs::read_symlink("/proc/self/fd/" + std::to_string(fd.get()), ignored);
 }
 
-/// Replaces the programs of all other cgroups and namespaces.
+/// Replaces the programs of all other cgroups and namespaces, and attaches what a cgroup lacks.
 Status replace_others(const Object& object, const table::about& about, const std::string& of,
                       std::uint64_t netns, bool flows) {
   for (const std::string& name : names_in("cgroups")) {
@@ -395,8 +408,11 @@ Status replace_others(const Object& object, const table::about& about, const std
           errno != ENOLINK) {
         return bpf_fail("bpf(BPF_LINK_UPDATE, " + other + ")", errno);
       }
-      const Fd cgroup = link || !hook.of_flows ? Fd() : open_cgroup(std::stoull(name));
-      if (!link && hook.of_flows && !cgroup && errno != ENOENT && errno != ESTALE) {
+      if (link || other == of) {
+        continue;
+      }
+      const Fd cgroup = open_cgroup(std::stoull(name));
+      if (!cgroup && !is_gone(errno)) {
         return fail("open_by_handle_at(" + other + ")", errno,
                     "needs CAP_DAC_READ_SEARCH for a cgroup that is already enabled");
       }
@@ -437,8 +453,10 @@ std::string lacks_a_hook(bool flows) {
   // by the map: a cgroup gets there after its programs are attached
   const Fd map = pinned("maps/cgroups");
   for (const auto id : map ? keys_of<std::uint64_t>(map.get()) : std::vector<std::uint64_t>()) {
-    if (!all_pinned("cgroups/" + std::to_string(id), flows) && open_cgroup(id)) {
-      return path_of_cgroup(id);
+    if (!all_pinned("cgroups/" + std::to_string(id), flows)) {
+      if (auto path = path_of_cgroup(id); !path.empty()) {
+        return path;
+      }
     }
   }
   return {};
@@ -534,6 +552,22 @@ void take_away_flows() {
   }
 }
 
+/// Flows were not recorded for some time, so none is known for longer than from now on.
+Status record_anew(const Object& object) {
+  const int map = object.map("flow_table");
+  auto t = read_flow_table(map);
+  const auto now = flow_clock(object);
+  if (!t || !now) {
+    return tl::unexpected(t ? now.error() : t.error());
+  }
+  t->since = *now;
+  const std::uint32_t zero = 0;
+  if (bpf_map_update_elem(map, &zero, &*t, BPF_ANY) != 0) {
+    return bpf_fail("bpf(BPF_MAP_UPDATE_ELEM, flow_table)", errno);
+  }
+  return {};
+}
+
 /// Flows that are already recorded keep their table.
 Status set_flow_options(int map, const FlowOptions& options) {
   auto t = read_flow_table(map);
@@ -605,9 +639,11 @@ Result<bool> attach_chooser(const Object& chooser, const table::look& look, cons
 
 /// Keeps the directory itself, which is locked.
 void take_away_all_below() {
-  if (const Fd namespaces = pinned("maps/namespaces")) {
-    for (const auto cookie : keys_of<std::uint64_t>(namespaces.get())) {
-      bpf_map_delete_elem(namespaces.get(), &cookie);
+  // If this is killed, what has no entry is not missed, and enable() adds it again.
+  for (const char* name : {"maps/namespaces", "maps/cgroups"}) {
+    const Fd map = pinned(name);
+    for (const auto key : map ? keys_of<std::uint64_t>(map.get()) : std::vector<std::uint64_t>()) {
+      bpf_map_delete_elem(map.get(), &key);
     }
   }
   detach_all("cgroups");
@@ -644,15 +680,15 @@ struct KeyLess {
   }
 };
 
-/// The groups of the table, each with a member to query it by.
+/// The groups of the table, each with its members, to query it by one of them.
 Result<std::vector<GroupState>> groups_of(const Object& object, std::size_t size,
                                           const std::optional<Flows>& flows) {
-  std::map<table::group_key, std::uint64_t, KeyLess> found;
+  std::map<table::group_key, std::vector<std::uint64_t>, KeyLess> found;
   std::map<table::group_key, std::size_t, KeyLess> flows_in;
   for (const auto cookie : keys_of<std::uint64_t>(object.map("members"))) {
     table::member member{};
     if (bpf_map_lookup_elem(object.map("members"), &cookie, &member) == 0) {
-      found.emplace(member.key, cookie);
+      found[member.key].push_back(cookie);
       const auto own = flows ? flows->of.find(cookie) : decltype(flows->of.end()){};
       flows_in[member.key] += flows && own != flows->of.end() ? own->second : 0;
     }
@@ -660,7 +696,7 @@ Result<std::vector<GroupState>> groups_of(const Object& object, std::size_t size
   std::vector<GroupState> groups;
   const bool own = has_own_option();
   std::vector<char> bytes(offsetof(table::group, slots) + size * sizeof(table::slot));
-  for (const auto& [key, cookie] : found) {
+  for (const auto& [key, cookies] : found) {
     if (bpf_map_lookup_elem(object.map("groups"), &key, bytes.data()) != 0) {
       continue;
     }
@@ -681,9 +717,16 @@ Result<std::vector<GroupState>> groups_of(const Object& object, std::size_t size
     state.off = count(table::OFF);
     state.aside = count(table::ASIDE);
     table::call call{};
-    call.cookie = cookie;
-    if (auto ran = object.run("call_get_info", call); !ran) {
-      return tl::unexpected(ran.error());
+    for (const auto cookie : cookies) {
+      call = {};
+      call.cookie = cookie;
+      if (auto ran = object.run("call_get_info", call); !ran) {
+        return tl::unexpected(ran.error());
+      }
+      const auto& info = call.info;
+      if (call.error == 0 && (!own || info.group_on + info.group_standby + info.group_off > 0)) {
+        break;  // others are about to close, or have left the kernel's group
+      }
     }
     state.unknown = call.error == 0 ? call.unknown : 0;
     if (own) {
@@ -767,6 +810,27 @@ Result<std::optional<Flows>> count_flows_here() {
   }
   all->of = std::move(of);
   return std::optional(std::move(*all));
+}
+
+/// adopt_newcomers(), unless another tool is enabling or disabling.
+Status adopt_newcomers_once(const FindDescriptors& find) {
+  const auto about = read_about();
+  if (!about) {
+    return tl::unexpected(about.error());
+  }
+  if (!*about) {
+    return fail("adopt", ENOENT, "the option is not enabled");
+  }
+  const auto object = pinned_object();
+  const auto netns = netns_cookie();
+  if (!object || !netns) {
+    return tl::unexpected(object ? netns.error() : object.error());
+  }
+  // where nothing honours their modes or records their flows, they would be known for nothing
+  table::look look{};
+  return bpf_map_lookup_elem(object->map("namespaces"), &*netns, &look) == 0
+             ? adopt_datagrams(*object, find)
+             : Status{};
 }
 
 }  // namespace
@@ -904,9 +968,10 @@ Result<Enabled> enable(int cgroup, int netns, GroupSize size, const FindDescript
   // The selection comes first, so that no mode is accepted that nothing honours.
   const std::string in = "namespaces/" + std::to_string(look->netns);
   done.foreign = choosers_in(namespace_fd);
-  const bool choose = replace || !is_enabled(*object, look->netns);
+  const bool had_namespace = is_enabled(*object, look->netns);
+  const bool choose = replace || !had_namespace;
   if (own) {
-    done.new_namespace = !is_enabled(*object, look->netns);
+    done.new_namespace = !had_namespace;
     ::mkdir(pin(in).c_str(), 0700);
   } else if (choose) {
     auto other = replace ? Result<Object>() : load_object(*about, size, {"choose"});
@@ -956,6 +1021,12 @@ Result<Enabled> enable(int cgroup, int netns, GroupSize size, const FindDescript
       return failed(ok.error());
     }
   }
+  // A tool that was killed, or somebody else, may have taken away what is back now.
+  if (had_flows && (half_way || !had_namespace || done.new_cgroup)) {
+    if (auto ok = record_anew(*object); !ok) {
+      return failed(ok.error());
+    }
+  }
   if (auto ok = in_netns(netns, [&] { return adopt_all(*object, find, done); }); !ok) {
     return failed(ok.error());
   }
@@ -967,16 +1038,20 @@ Status disable(bool force) {
   if (!locked) {
     return tl::unexpected(locked.error());
   }
-  if (!force && !has_own_option()) {  // else they keep their modes
+  if (!force) {
+    const bool own = has_own_option();  // then they keep their modes, but not their flows
     const auto now = state();
     if (!now) {
       return tl::unexpected(now.error());
     }
     for (const GroupState& group : now->groups) {
-      if (group.standby + group.off > 0) {
+      if (group.standby + group.off > 0 && (!own || group.flows.value_or(0) > 0)) {
         return fail("disable", EBUSY,
                     group.address +
-                        " has listeners that are not ON: they would get connections again "
+                        (own ? " has sockets that are not ON, and " + std::to_string(*group.flows) +
+                                   " live flows that would go to others "
+                             : " has listeners that are not ON: they would get "
+                               "connections again ") +
                         "(--force overrides)");
       }
     }
@@ -1019,8 +1094,10 @@ Result<ScopeState> state() {
       return tl::unexpected(flows.error());
     }
     state.flows = std::move(*flows);
+    state.unrecorded = lacks_a_hook(true);
   }
-  auto groups = groups_of(*object, (*about)->group_size, state.flows);
+  auto groups = groups_of(*object, (*about)->group_size,
+                          state.unrecorded.empty() ? state.flows : std::nullopt);
   if (!groups) {
     return tl::unexpected(groups.error());
   }
@@ -1036,15 +1113,13 @@ Result<ScopeState> state() {
 }
 
 Status adopt_newcomers(const FindDescriptors& find) {
-  const auto about = read_about();
-  if (!about) {
-    return tl::unexpected(about.error());
+  auto adopted = adopt_newcomers_once(find);
+  if (adopted) {
+    return adopted;
   }
-  if (!*about) {
-    return fail("adopt", ENOENT, "the option is not enabled");
-  }
-  const auto object = pinned_object();
-  return object ? adopt_datagrams(*object, find) : tl::unexpected(object.error());
+  // Another tool may be at work, and half of it done.
+  const auto locked = lock();
+  return locked ? adopt_newcomers_once(find) : adopted;
 }
 
 bool records_flows() {

@@ -301,7 +301,10 @@ TEST_F(PatchedCtlFlows, beside_the_option_of_the_kernel) {
   EXPECT_TRUE(status["left_to_the_kernel"].is_null());
   EXPECT_EQ(status["udp_flows"]["live"], 2);
   EXPECT_NE(run({"status"}).out.find("the modes are the kernel's own\n"), std::string::npos);
-  EXPECT_EQ(run({"disable"}).code, 0);
+  const auto refused = run({"disable"});
+  EXPECT_EQ(refused.code, 1);
+  EXPECT_NE(refused.err.find("live flows"), std::string::npos) << refused.err;
+  EXPECT_EQ(run({"disable", "--force"}).code, 0);
   EXPECT_TRUE(listed()[0]["flows"].is_null());
   EXPECT_EQ(listed()[0]["mode"], "off");
 }

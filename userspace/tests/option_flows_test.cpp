@@ -3,11 +3,14 @@
 #include <arpa/inet.h>
 #include <bpf/bpf.h>
 #include <gtest/gtest.h>
+#include <linux/capability.h>
 #include <linux/reuseport.h>
 #include <netinet/in.h>
 #include <netinet/udp.h>
 #include <poll.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -84,6 +87,26 @@ class FlowsTest : public ScopeTest {
     auto done = enable(dir_.get(), -1, GroupSize::normal, finder(), options);
     EXPECT_TRUE(done) << done.error().message();
     return done ? *done : Enabled{};
+  }
+  static Fd pinned_map(const std::string& name) {
+    return Fd(bpf_obj_get((std::string(pins) + "/maps/" + name).c_str()));
+  }
+  /// CAP_DAC_READ_SEARCH, which finds a cgroup by its id.
+  static void drop_dac_read_search() {
+    __user_cap_header_struct head{_LINUX_CAPABILITY_VERSION_3, 0};
+    std::array<__user_cap_data_struct, 2> sets{};
+    ASSERT_EQ(::syscall(SYS_capget, &head, sets.data()), 0);
+    sets[0].effective &= ~(1U << CAP_DAC_READ_SEARCH);
+    ASSERT_EQ(::syscall(SYS_capset, &head, sets.data()), 0);
+  }
+  /// After it, no flow counts as known for longer than since then.
+  template <typename Enable>
+  static void expect_recorded_anew(Enable enable) {
+    const auto start = std::chrono::steady_clock::now();
+    enable();
+    const auto flows = flows_here();
+    ASSERT_TRUE(flows && *flows);
+    EXPECT_LE((*flows)->recorded_for, std::chrono::steady_clock::now() - start);
   }
   void take_in() {
     const auto ok = adopt_newcomers(finder());
@@ -613,7 +636,13 @@ TEST_F(FlowsTest, a_hook_is_gone) {
   ASSERT_FALSE(flows);
   EXPECT_EQ(flows.error().errnum, EAGAIN);
   EXPECT_NE(flows.error().hint.find(second), std::string::npos) << flows.error().hint;
-  EXPECT_TRUE(enable_here().flows);
+  EXPECT_EQ(state()->unrecorded, second);
+  EXPECT_TRUE(in_child([] {
+    drop_dac_read_search();
+    const auto unseen = flows_here();
+    return !unseen && unseen.error().errnum == EAGAIN && !state()->unrecorded.empty();
+  })) << "a cgroup that cannot be looked for is not one that is gone";
+  expect_recorded_anew([&] { EXPECT_TRUE(enable_here().flows); });
   EXPECT_EQ(live(server), 3U);
   EXPECT_EQ(::access(hook.c_str(), F_OK), 0);
 
@@ -625,6 +654,66 @@ TEST_F(FlowsTest, a_hook_is_gone) {
 // A tool that knows nothing of the scope may not have its sockets. With another one it takes the
 // group for itself, and ends: nothing is said of flows that nobody follows any more, and the next
 // tool has them followed again.
+TEST_F(FlowsTest, a_killed_disable_leaves_a_gap) {
+  const Fd server = udp(address("127.0.0.1"));
+  const auto clients = clients_of(local_address(server.get()), {&server}, 3);
+  EXPECT_EQ(live(server), 3U);
+  const Fd namespaces = pinned_map("namespaces");
+  std::uint64_t cookie = 0;
+  ASSERT_EQ(bpf_map_get_next_key(namespaces.get(), nullptr, &cookie), 0);
+  ASSERT_EQ(bpf_map_delete_elem(namespaces.get(), &cookie), 0);
+  EXPECT_TRUE(flows_here().value()->of.empty());
+  expect_recorded_anew([&] { EXPECT_TRUE(enable_here().flows); });
+  EXPECT_EQ(live(server), 3U);
+}
+
+TEST_F(FlowsTest, nobody_is_known_in_a_namespace_that_is_not_enabled) {
+  EXPECT_TRUE(in_child([&] {
+    if (::unshare(CLONE_NEWNET) != 0) {
+      return false;
+    }
+    static_cast<void>(set_lo(true));
+    const Fd server = bind_udp(address("127.0.0.1"));
+    return adopt_newcomers(finder()).has_value() && state()->groups.empty() &&
+           enable_flows().new_namespace && state()->groups.size() == 1;
+  }));
+}
+
+TEST_F(FlowsTest, a_tool_was_killed_while_it_took_a_socket_in) {
+  const Fd server = bind_udp(address("127.0.0.1"));
+  const std::uint32_t index = 16'000;
+  const auto value = static_cast<std::uint64_t>(server.get());
+  ASSERT_EQ(bpf_map_update_elem(pinned_map("datagrams").get(), &index, &value, BPF_NOEXIST), 0);
+  take_in();
+  const Fd client = client_of(local_address(server.get()), {&server});
+  EXPECT_EQ(live(server), 1U);
+}
+
+TEST_F(FlowsTest, a_socket_that_finds_no_room_leaves_no_trace) {
+  const auto places = [&] {
+    const Fd map = pinned_map("datagram_index");
+    std::size_t count = 0;
+    std::uint64_t key = 0;
+    std::uint64_t next = 0;
+    for (int err = bpf_map_get_next_key(map.get(), nullptr, &next); err == 0;
+         err = bpf_map_get_next_key(map.get(), &key, &next)) {
+      key = next;
+      count++;
+    }
+    return count;
+  };
+  constexpr std::size_t group = 512;
+  std::vector<Fd> servers;
+  servers.push_back(bind_udp(address("127.0.0.1")));
+  for (std::size_t i = 0; i < group; i++) {
+    servers.push_back(bind_udp(local_address(servers[0].get())));
+  }
+  take_in();
+  EXPECT_EQ(places(), group);
+  take_in();
+  EXPECT_EQ(places(), group);
+}
+
 TEST_F(StockFlows, another_tool_takes_the_group) {
   const Fd old = udp(address("127.0.0.1"));
   const Address to = local_address(old.get());
@@ -686,7 +775,11 @@ TEST_F(PatchedFlows, beside_the_option_of_the_kernel) {
   char byte = 0;
   EXPECT_EQ(::recv(client.get(), &byte, 1, 0), -1);
   EXPECT_EQ(errno, ECONNREFUSED);
-  EXPECT_TRUE(disable()) << "they keep their modes";
+  const auto kept = disable();
+  ASSERT_FALSE(kept) << "they keep their modes, but not their flows";
+  EXPECT_EQ(kept.error().errnum, EBUSY);
+  EXPECT_NE(kept.error().hint.find("5 live flows"), std::string::npos) << kept.error().hint;
+  EXPECT_TRUE(disable(true));
   EXPECT_EQ(get_info(old).mode, static_cast<std::uint32_t>(REUSEPORT_LISTEN_OFF));
 }
 
@@ -722,6 +815,31 @@ TEST_F(PatchedFlows, the_option_of_the_kernel_takes_precedence) {
 }
 
 // A namespace that is gone is shown as such, and the next enable() forgets it.
+TEST_F(PatchedFlows, connected_sockets_count_as_the_kernel_counts_them) {
+  const Fd first = udp(address("127.0.0.1"));
+  const Fd second = udp(local_address(first.get()));
+  const Fd flow = bind_udp(local_address(first.get()));
+  const Fd peer = bind_udp(address("127.0.0.1"));
+  const Address to = local_address(peer.get());
+  ASSERT_EQ(::connect(flow.get(), to.get(), to.len), 0);
+  const auto same = [&] {
+    const auto info = get_info(first);
+    const auto now = state();
+    for (const GroupState& g : now->groups) {
+      if (g.address == "127.0.0.1:" + std::to_string(local_address(first.get()).port())) {
+        EXPECT_EQ(g.on, info.group_on);
+        EXPECT_EQ(g.off, info.group_off);
+        EXPECT_EQ(g.on + g.off, 2U) << "a connected one is a flow";
+        return true;
+      }
+    }
+    return false;
+  };
+  EXPECT_TRUE(same());
+  ASSERT_EQ(set_mode(second, REUSEPORT_LISTEN_OFF), 0);
+  EXPECT_TRUE(same());
+}
+
 TEST_F(PatchedFlows, removed_namespace) {
   EXPECT_TRUE(in_child([&] {
     return ::unshare(CLONE_NEWNET) == 0 && enable_flows().new_namespace &&
