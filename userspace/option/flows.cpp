@@ -64,11 +64,7 @@ Status Object::begin_flows(const FlowOptions& options) const {
   t.since = *now;
   t.places = places;
   t.of_one_uid = places / 2;
-  const std::uint32_t zero = 0;
-  if (bpf_map_update_elem(map("flow_table"), &zero, &t, BPF_ANY) != 0) {
-    return bpf_fail("bpf(BPF_MAP_UPDATE_ELEM, flow_table)", errno);
-  }
-  return {};
+  return write_flow_table(map("flow_table"), t);
 }
 
 Result<table::flow_table> read_flow_table(int map) {
@@ -78,6 +74,14 @@ Result<table::flow_table> read_flow_table(int map) {
     return bpf_fail("bpf(BPF_MAP_LOOKUP_ELEM, flow_table)", errno);
   }
   return t;
+}
+
+Status write_flow_table(int map, const table::flow_table& t) {
+  const std::uint32_t zero = 0;
+  if (bpf_map_update_elem(map, &zero, &t, BPF_ANY) != 0) {
+    return bpf_fail("bpf(BPF_MAP_UPDATE_ELEM, flow_table)", errno);
+  }
+  return {};
 }
 
 Result<Flows> flows_of(const Object& object) {

@@ -136,6 +136,7 @@ class Object {
 };
 
 [[nodiscard]] Result<table::flow_table> read_flow_table(int map);
+[[nodiscard]] Status write_flow_table(int map, const table::flow_table& t);
 
 /// The clock of flow::last and member::taken_in, in ns.
 [[nodiscard]] Result<std::uint64_t> flow_clock(const Object& object);

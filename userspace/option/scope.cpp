@@ -561,11 +561,7 @@ Status record_anew(const Object& object) {
     return tl::unexpected(t ? now.error() : t.error());
   }
   t->since = *now;
-  const std::uint32_t zero = 0;
-  if (bpf_map_update_elem(map, &zero, &*t, BPF_ANY) != 0) {
-    return bpf_fail("bpf(BPF_MAP_UPDATE_ELEM, flow_table)", errno);
-  }
-  return {};
+  return write_flow_table(map, *t);
 }
 
 /// Flows that are already recorded keep their table.
@@ -581,10 +577,7 @@ Status set_flow_options(int map, const FlowOptions& options) {
   }
   if (options.idle) {
     t->idle = static_cast<std::uint64_t>(std::chrono::nanoseconds(*options.idle).count());
-    const std::uint32_t zero = 0;
-    if (bpf_map_update_elem(map, &zero, &*t, BPF_ANY) != 0) {
-      return bpf_fail("bpf(BPF_MAP_UPDATE_ELEM, flow_table)", errno);
-    }
+    return write_flow_table(map, *t);
   }
   return {};
 }
@@ -987,12 +980,22 @@ Result<Enabled> enable(int cgroup, int netns, GroupSize size, const FindDescript
   done.foreign -= own || done.new_namespace || done.foreign == 0 ? 0 : 1;
 
   const std::string of = "cgroups/" + std::to_string(cgroup_id);
+  const bool had_cgroup = all_pinned(of, done.flows);
+  // A tool that was killed, or somebody else, may have taken away what comes back now. Before that,
+  // as flows may be counted in between; and after it, when all of them are recorded.
+  const auto end_gap = [&] {
+    return had_flows && (half_way || !had_namespace || !had_cgroup) ? record_anew(*object)
+                                                                    : Status{};
+  };
+  if (auto ok = end_gap(); !ok) {
+    return failed(ok.error());
+  }
   if (replace) {
     if (auto ok = object->set_datagram_chooser(done.flows); !ok) {
       return failed(ok.error());
     }
   }
-  if (replace || !all_pinned(of, done.flows)) {
+  if (replace || !had_cgroup) {
     if (auto ok = attach_hooks(*object, of, cgroup, done.flows, done.new_cgroup); !ok) {
       return failed(ok.error());
     }
@@ -1021,11 +1024,8 @@ Result<Enabled> enable(int cgroup, int netns, GroupSize size, const FindDescript
       return failed(ok.error());
     }
   }
-  // A tool that was killed, or somebody else, may have taken away what is back now.
-  if (had_flows && (half_way || !had_namespace || done.new_cgroup)) {
-    if (auto ok = record_anew(*object); !ok) {
-      return failed(ok.error());
-    }
+  if (auto ok = end_gap(); !ok) {
+    return failed(ok.error());
   }
   if (auto ok = in_netns(netns, [&] { return adopt_all(*object, find, done); }); !ok) {
     return failed(ok.error());

@@ -651,9 +651,7 @@ TEST_F(FlowsTest, a_hook_is_gone) {
   EXPECT_EQ(live(server), 3U) << "a cgroup that is gone sends nothing";
 }
 
-// A tool that knows nothing of the scope may not have its sockets. With another one it takes the
-// group for itself, and ends: nothing is said of flows that nobody follows any more, and the next
-// tool has them followed again.
+// What has no entry is not recorded; the next enable() adds it, and the gap is known.
 TEST_F(FlowsTest, a_killed_disable_leaves_a_gap) {
   const Fd server = udp(address("127.0.0.1"));
   const auto clients = clients_of(local_address(server.get()), {&server}, 3);
@@ -714,6 +712,9 @@ TEST_F(FlowsTest, a_socket_that_finds_no_room_leaves_no_trace) {
   EXPECT_EQ(places(), group);
 }
 
+// A tool that knows nothing of the scope may not have its sockets. With another one it takes the
+// group for itself, and ends: nothing is said of flows that nobody follows any more, and the next
+// tool has them followed again.
 TEST_F(StockFlows, another_tool_takes_the_group) {
   const Fd old = udp(address("127.0.0.1"));
   const Address to = local_address(old.get());
@@ -814,7 +815,6 @@ TEST_F(PatchedFlows, the_option_of_the_kernel_takes_precedence) {
   EXPECT_FALSE(std::filesystem::exists(pins)) << "nothing is left behind";
 }
 
-// A namespace that is gone is shown as such, and the next enable() forgets it.
 TEST_F(PatchedFlows, connected_sockets_count_as_the_kernel_counts_them) {
   const Fd first = udp(address("127.0.0.1"));
   const Fd second = udp(local_address(first.get()));
@@ -840,6 +840,7 @@ TEST_F(PatchedFlows, connected_sockets_count_as_the_kernel_counts_them) {
   EXPECT_TRUE(same());
 }
 
+// A namespace that is gone is shown as such, and the next enable() forgets it.
 TEST_F(PatchedFlows, removed_namespace) {
   EXPECT_TRUE(in_child([&] {
     return ::unshare(CLONE_NEWNET) == 0 && enable_flows().new_namespace &&

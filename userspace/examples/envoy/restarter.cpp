@@ -483,11 +483,12 @@ class Restarter final : public LookingAfter {
       return result;
     }
     out_.failure(result.error());
-    if (!was_signalled(result.error())) {
-      current_->child.signal(SIGTERM);
-    }
     DrainResult undone;
-    undone.signalled = true;
+    undone.signalled = was_signalled(result.error());
+    if (!undone.signalled && current_->child.running()) {
+      current_->child.signal(SIGTERM);
+      undone.signalled = true;
+    }
     undone.reason = result.error().line();
     return undone;
   }
