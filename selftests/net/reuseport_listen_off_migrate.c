@@ -15,7 +15,7 @@
 #define OFF	REUSEPORT_LISTEN_OFF
 #define STANDBY	REUSEPORT_LISTEN_STANDBY
 
-#define NR_FLOWS	8
+#define NR_FLOWS	16
 
 static void __attribute__((constructor)) check_kernel(void)
 {
