@@ -638,13 +638,15 @@ class Drain {
     if (!options_.signal && !ends_with_us) {
       return {};  // drained, and STANDBY: ending the server now loses nothing
     }
+    if (options_.signal && around_.before_signal) {
+      if (const auto ok = around_.before_signal(); !ok) {
+        return undone(ok.error());
+      }
+    }
     for (Target& t : targets_) {
       t.fd.reset();  // our copies would keep them open with nobody to accept
     }
     if (options_.signal) {
-      if (around_.before_signal) {
-        around_.before_signal();
-      }
       const auto ok = server_->signal(*options_.signal);
       if (!ok && ok.error().errnum != ESRCH) {
         return undone_without_fds(ok.error());

@@ -108,7 +108,8 @@ struct Surroundings {
   Waiter& waiter;
   Children& children;
   const Output& out;
-  std::function<void()> before_signal = {};  ///< called when all checks are passed
+  /// Called when all checks are passed; if it fails, there is no signal.
+  std::function<Done()> before_signal = {};
 };
 
 /// Runs a drain. On failure every listener has its old mode again, except at the deadline (exit 6):

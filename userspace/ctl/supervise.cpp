@@ -227,6 +227,13 @@ class Supervisor final : public LookingAfter {
     }
   }
 
+  /// Tells the service manager which process is the unit's. Whether it was told all so far.
+  bool name_main_process(const Child& server) const {
+    notify_.main_process(server.pid());
+    notify_.flush();
+    return notify_.unsent().empty();
+  }
+
   /// Stores the listeners of the server with the service manager: they outlive a crash of the
   /// server. Only where the kernel then moves what they hold to the next server: elsewhere
   /// connections would wait there and be reset, and a refused one is better.
@@ -324,18 +331,24 @@ class Supervisor final : public LookingAfter {
   /// Drains @p old beside @p next and ends it.
   Done retire(const Child& old, const Child& next, std::optional<DrainResult>& drained) {
     drained.reset();
-    const auto hand_over = [&] {
-      if (options_.unit && old.pid() == current_->pid()) {
-        current_ = next;
-        children_.give_away(next);
-        notify_.main_process(next.pid());
-        notify_.flush();
-        keep_listeners();
+    // The service manager ends the unit with the old server if it does not know the new one.
+    const auto hand_over = [&](bool only_if_told = false) -> Done {
+      if (!options_.unit || old.pid() != current_->pid()) {
+        return {};
       }
+      if (!name_main_process(next) && only_if_told) {
+        name_main_process(old);
+        return failed(Failure(Exit::error, "the service manager was not told of the new process",
+                              notify_.unsent()));
+      }
+      current_ = next;
+      children_.give_away(next);
+      keep_listeners();
+      return {};
     };
     if (old.running()) {
-      auto result =
-          drain(drain_options(options_), old.process(), {*this, children_, out_, hand_over});
+      auto result = drain(drain_options(options_), old.process(),
+                          {*this, children_, out_, [&] { return hand_over(true); }});
       if (result) {
         drained = std::move(*result);
         loss_ = drained->drained ? loss_ : Exit::undrained;

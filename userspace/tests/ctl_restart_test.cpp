@@ -519,6 +519,20 @@ TEST_F(UnitTest, a_service_manager_that_was_not_told_is_an_error) {
   EXPECT_NE(ask(), 0);
 }
 
+TEST_F(UnitTest, a_reload_that_the_service_manager_is_not_told_of_changes_nothing) {
+  ASSERT_EQ(in_unit().code, 0);
+  const pid_t first = ask();
+  ASSERT_NE(first, 0);
+  manager_.reset();
+  Load load([&] { return ask() != 0; });
+  const Ran reload = in_unit(first);
+  EXPECT_EQ(load.stop()[1], 0);
+  EXPECT_EQ(reload.code, 1) << reload.err;
+  EXPECT_NE(reload.err.find("the service manager was not told"), std::string::npos) << reload.err;
+  EXPECT_EQ(ask(), first);
+  EXPECT_EQ(listeners().size(), 2U);
+}
+
 TEST_F(RestartTest, unit_needs_a_service_manager) {
   expect_refused({{"restart", "--unit", "--", "sh"}, 2, "--unit"},
                  [] { ::unsetenv("NOTIFY_SOCKET"); });
