@@ -114,11 +114,14 @@ class Drain {
     }
     targets_ = std::move(*targets);
     tell_strangers();
+    tell_undrained();
     std::vector<std::uint64_t> inodes;
+    std::set<uid_t> users;
     for (const Target& t : targets_) {
       inodes.push_back(t.socket.inode);
+      users.insert(t.socket.uid);
     }
-    if (const auto other = other_run(inodes, view_.holders)) {
+    if (const auto other = other_run(inodes, view_.holders, users)) {
       return taken_by(*other);
     }
     if (!options_.allow_shared) {
@@ -193,8 +196,25 @@ class Drain {
     }
   }
 
+  /// Listeners that the signal ends, too, though nobody drains them.
+  void tell_undrained() {
+    if (told_undrained_ || !options_.signal || selection_.reuseport_only) {
+      return;
+    }
+    told_undrained_ = true;
+    for (const DiagSocket& s : view_.sockets) {
+      if (view_.in_tree(s.inode) && !view_.of_stranger(s) &&
+          std::ranges::none_of(targets_,
+                               [&](const Target& t) { return t.socket.cookie == s.cookie; })) {
+        around_.out.note(fmt::format("not drained, but ends with its server: {} {} (socket {})",
+                                     to_string(s.protocol), s.local.str(), s.inode));
+      }
+    }
+  }
+
   std::optional<Obstacle> find_newcomers(Processes& processes) {
-    const Newcomers newcomers(view_, targets_, processes);
+    const Newcomers newcomers(view_, targets_, processes,
+                              options_.signal ? Siblings::leave : Siblings::stay);
     covers_.clear();
     newcomer_ = 0;
     for (const Target& t : targets_) {
@@ -532,6 +552,10 @@ class Drain {
       if (!said) {
         return undone(said.error());
       }
+      if (*said != 0 && Clock::now() >= deadline_ && options_.at_deadline == AtDeadline::signal) {
+        around_.out.note(fmt::format("--before-signal exited with {} at the deadline", *said));
+        return at_deadline();
+      }
       if (*said != 0) {
         return undone(Failure(Clock::now() >= deadline_ ? Exit::deadline : Exit::error,
                               fmt::format("--before-signal exited with {}: no signal sent", *said),
@@ -565,23 +589,21 @@ class Drain {
       const bool drained = !core_ || core_->look();
       if (core_) {
         record();
-        if (!core_->deserted().empty() && !options_.allow_last) {
-          return undone(Failure(
-              Exit::error,
-              fmt::format("the newcomer is gone: {} has no other ON listener", core_->deserted()),
-              "the old server serves as before"));
+        if (auto gone = newcomer_gone()) {
+          return undone(std::move(*gone));
         }
         if (const auto lost = closed_undrained(); lost) {
           return undone(*lost);
         }
       }
-      if (few && drained && (!options_.flows || looked_again)) {
+      if (few && drained && ((!options_.flows && !options_.connections) || looked_again)) {
         return {};
       }
       if (few && drained && Clock::now() < deadline_) {
         // A datagram of a flow that has ended since may be on its way to the old socket: look again
-        // when no CPU is in a lookup any more.
-        if (!wait_for_lookups()) {
+        // when no CPU is in a lookup any more. The same for a connection that accept(2) has taken
+        // from the queue, but nobody has a descriptor of yet.
+        if (!wait_for_lookups() || (options_.connections && !wait(count_every))) {
           return undone(around_.waiter.why());
         }
         looked_again = true;
@@ -601,6 +623,17 @@ class Drain {
       }
       pause = std::min<std::chrono::milliseconds>(pause * 2, poll_most);
     }
+  }
+
+  [[nodiscard]] std::optional<Failure> newcomer_gone() {
+    if (!core_ || (static_cast<void>(core_->look()), core_->deserted().empty()) ||
+        options_.allow_last) {
+      return std::nullopt;
+    }
+    return Failure(
+        Exit::error,
+        fmt::format("the newcomer is gone: {} has no other ON listener", core_->deserted()),
+        "the old server serves as before");
   }
 
   /// An RCU grace period: membarrier(2) waits for one, except on one CPU, where no lookup is under
@@ -642,6 +675,9 @@ class Drain {
       if (const auto ok = around_.before_signal(); !ok) {
         return undone(ok.error());
       }
+    }
+    if (auto gone = newcomer_gone(); options_.signal && gone) {  // it all may have taken its time
+      return undone(std::move(*gone));
     }
     for (Target& t : targets_) {
       t.fd.reset();  // our copies would keep them open with nobody to accept
@@ -688,7 +724,7 @@ class Drain {
       failure.detail = detail();
       return failed(std::move(failure));
     }
-    return closed ? see_others() : Done{};
+    return see_others();
   }
 
   [[nodiscard]] Failure not_ended() const {
@@ -737,7 +773,7 @@ class Drain {
         result_.drained = false;
         Failure failure(
             Exit::error,
-            fmt::format("{} is closed, and the newcomer is gone: the last connections may be lost",
+            fmt::format("{} closes, and the newcomer is gone: the last connections may be lost",
                         targets_[i].socket.local.str()),
             successor.why);
         failure.detail = detail();
@@ -783,6 +819,9 @@ class Drain {
         end_group(*child, around_.children, around_.waiter);
         return stop ? Outcome<int>(tl::unexpected(around_.waiter.why())) : Outcome<int>(timed_out);
       }
+      if (core_) {
+        static_cast<void>(core_->look());  // lets go of what the server has closed
+      }
       refresh();
     }
     return child->exit_code();
@@ -803,6 +842,7 @@ class Drain {
   std::unique_ptr<CoreDrain> core_;
   DrainResult result_;
   bool ready_ = false;
+  bool told_undrained_ = false;
   bool told_strangers_ = false;
   bool late_ = false;
 };

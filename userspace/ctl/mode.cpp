@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdint>
 #include <iterator>
@@ -21,8 +22,8 @@ using nlohmann::json;
 
 namespace {
 
-/// Exit::unsupported with the probe's reason unless setsockopt() provides the option here.
-Done require_option() {
+/// Exit::unsupported with the probe's reason unless setsockopt() provides the option to us.
+Done find_option() {
   const char* why = "";
   const int support = reuseport_probe(&why);
   if (support == REUSEPORT_SUPPORTED || support == REUSEPORT_SUPPORTED_BY_BPF) {
@@ -90,17 +91,19 @@ Done refuse_last_on(const std::vector<Target>& targets) {
 
 Done set_mode(Mode mode, const Selection& selection, const ModeOptions& options,
               const Output& out) {
-  if (auto ok = require_option(); !ok) {
-    return ok;
-  }
+  const auto provided = find_option();
   const auto view = look(selection);
   if (!view) {
-    return tl::unexpected(view.error());
+    return provided ? tl::unexpected(view.error()) : provided;
   }
   Processes processes;
   const auto targets = take_selected(selection, *view, processes);
   if (!targets) {
-    return tl::unexpected(targets.error());
+    return provided ? tl::unexpected(targets.error()) : provided;
+  }
+  // By BPF the socket's cgroup counts, not ours.
+  if (!provided && std::ranges::any_of(*targets, [](const Target& t) { return !info_of(t); })) {
+    return provided;
   }
   if (mode != Mode::on && !options.allow_shared) {
     if (auto ok = refuse_shared(*targets, *view, processes); !ok) {

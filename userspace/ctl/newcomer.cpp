@@ -61,10 +61,6 @@ Reach reach(const Part& old, const Part& other) {
   return old.all ? Reach::part : Reach::nothing;
 }
 
-bool same_group(const DiagSocket& a, const DiagSocket& b) {
-  return a.same_address(b) && a.v6only == b.v6only && a.uid == b.uid;
-}
-
 /// The address as IPv6; IPv4 addresses are mapped: "::ffff:192.0.2.1".
 std::array<std::uint8_t, 16> address_of(const Endpoint& e) {
   std::array<std::uint8_t, 16> address = e.addr;
@@ -89,15 +85,31 @@ std::uint32_t key(const DiagSocket& s) {
 
 }  // namespace
 
-Newcomers::Newcomers(const View& view, const std::vector<Target>& leaving, Processes& processes) {
+bool same_group(const DiagSocket& a, const DiagSocket& b) {
+  return a.same_address(b) && a.v6only == b.v6only && a.uid == b.uid;
+}
+
+Newcomers::Newcomers(const View& view, const std::vector<Target>& leaving, Processes& processes,
+                     Siblings siblings) {
   std::unordered_set<std::uint64_t> cookies;
+  std::unordered_set<pid_t> pids;
   std::unordered_set<std::uint32_t> ports;
   for (const Target& t : leaving) {
     cookies.insert(t.socket.cookie);
     ports.insert(key(t.socket));
+    if (siblings == Siblings::leave) {
+      for (const Holder& h : view.holders.of(t.socket.inode)) {
+        pids.insert(h.pid);
+      }
+    }
   }
+  const auto leaves = [&](const DiagSocket& s) {
+    const auto& holders = view.holders.of(s.inode);
+    return !holders.empty() &&
+           std::ranges::all_of(holders, [&](const Holder& h) { return pids.contains(h.pid); });
+  };
   for (const DiagSocket& s : view.sockets) {
-    if (!ports.contains(key(s)) || cookies.contains(s.cookie)) {
+    if (!ports.contains(key(s)) || cookies.contains(s.cookie) || leaves(s)) {
       continue;
     }
     Port& port = by_port_[key(s)];

@@ -23,17 +23,27 @@ enum class Cover : std::uint8_t {
   group,  ///< one in the same group, which gets all that is new while the old one is STANDBY
 };
 
+/// Whether two sockets with SO_REUSEPORT are in one group.
+[[nodiscard]] bool same_group(const DiagSocket& a, const DiagSocket& b);
+
 struct Successor {
   Cover cover = Cover::none;
   const DiagSocket* who = nullptr;  ///< in View::sockets
   std::string why;                  ///< for Cover::none: the reason
 };
 
+/// What becomes of the other listeners of a process that leaves with its targets.
+enum class Siblings : std::uint8_t {
+  stay,
+  leave,  ///< those that nobody else holds: no successors
+};
+
 /// Finds successors: listeners with SO_REUSEPORT, of the same user, ON as far as the kernel tells,
 /// and not leaving themselves.
 class Newcomers {
  public:
-  Newcomers(const View& view, const std::vector<Target>& leaving, Processes& processes);
+  Newcomers(const View& view, const std::vector<Target>& leaving, Processes& processes,
+            Siblings siblings = Siblings::stay);
 
   [[nodiscard]] Successor of(const Target& target) const;
 

@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 #include <poll.h>
 #include <sys/socket.h>
+#include <sys/time.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -23,6 +24,8 @@
 namespace reuseport::ctl {
 
 namespace {
+
+constexpr int patience_s = 30;
 
 std::optional<std::int64_t> number_in(const char* variable) {
   const char* text = std::getenv(variable);
@@ -61,6 +64,9 @@ void Notify::send(const std::string& state, const std::vector<int>& fds) const {
     un.sun_path[0] = '\0';  // an abstract socket
   }
   const Fd fd(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+  // Who did not read one message gets little time for the others.
+  const timeval patience{unsent_.empty() ? patience_s : 1, 0};
+  ::setsockopt(fd.get(), SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience));
   std::string text = state;
   iovec part{text.data(), text.size()};
   msghdr message{};
@@ -126,9 +132,8 @@ void Notify::store(const std::vector<int>& fds) const {
 }
 
 void Notify::flush() const {
-  constexpr int patience = 30'000;
   int ends[2];
-  if (path_.empty() || ::pipe2(ends, O_CLOEXEC) != 0) {
+  if (path_.empty() || !unsent_.empty() || ::pipe2(ends, O_CLOEXEC) != 0) {
     return;
   }
   const Fd read_end(ends[0]);
@@ -136,7 +141,7 @@ void Notify::flush() const {
   send("BARRIER=1", {write_end.get()});  // the manager closes it
   write_end.reset();
   pollfd p{read_end.get(), 0, 0};
-  if (::poll(&p, 1, patience) != 1 && unsent_.empty()) {
+  if (::poll(&p, 1, patience_s * 1000) != 1 && unsent_.empty()) {
     unsent_ = "the service manager has not read the messages";
   }
 }

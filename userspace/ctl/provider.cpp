@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "provider.hpp"
 
+#include <fmt/format.h>
 #include <sys/socket.h>
 
 #include <algorithm>
 #include <cerrno>
+#include <cstddef>
+#include <iterator>
 #include <string>
 
 #include "datagrams.hpp"
@@ -23,11 +26,13 @@ bool works_by_itself(std::string& why, bool& by_bpf) {
   return support == REUSEPORT_SUPPORTED || by_bpf;
 }
 
-/// The socket's cgroup counts, not the caller's.
-bool works_for(const std::vector<int>& fds) {
-  return !fds.empty() && option::records_flows() && std::ranges::all_of(fds, [](int fd) {
+/// How many of @p fds `enable` has taken in scope: the socket's cgroup counts, not the caller's.
+std::ptrdiff_t in_scope(const std::vector<int>& fds) {
+  return std::ranges::count_if(fds, [](int fd) {
     reuseport_listen_info info{};
-    return reuseport_get_info(fd, &info) == 0;
+    const int got = reuseport_get_info(fd, &info);
+    // EAGAIN: a UDP socket that adopt() is to make known
+    return got == -EAGAIN || (got == 0 && (info.flags & REUSEPORT_LISTEN_F_BPF) != 0);
   });
 }
 
@@ -57,7 +62,14 @@ Outcome<Provider> Provider::find(const std::vector<int>& fds) {
     provider.scope_ = provider.scope_ || option::records_flows();
     return provider;
   }
-  if (works_for(fds)) {
+  if (const auto known = in_scope(fds); known > 0) {
+    // A second program beside that of `enable` would not be asked, and see nothing.
+    if (known != std::ssize(fds)) {
+      return failed(Failure(
+          Exit::unsupported,
+          fmt::format("`enable` provides the option for {} of {} listeners", known, fds.size()),
+          "run `reuseportctl enable` again, for the cgroup of the server"));
+    }
     provider.scope_ = true;
     return provider;
   }

@@ -45,10 +45,16 @@ std::vector<pid_t> foreign_holders(std::uint64_t inode, const View& view, Proces
   return pids;
 }
 
-bool same_program(pid_t pid) {
+/// Whether @p pid runs this program as one of @p users, as root, or as our user.
+bool same_program(pid_t pid, const std::set<uid_t>& users) {
   struct stat ours {};
   struct stat theirs {};
-  return pid != ::getpid() && ::stat("/proc/self/exe", &ours) == 0 &&
+  const auto process = Process::open(pid);
+  const auto runs_as = process ? users_of(*process) : std::vector<uid_t>{};
+  const bool trusted = std::ranges::any_of(runs_as, [&](uid_t user) {
+    return user == 0 || user == ::geteuid() || users.contains(user);
+  });
+  return trusted && pid != ::getpid() && ::stat("/proc/self/exe", &ours) == 0 &&
          ::stat(fmt::format("/proc/{}/exe", pid).c_str(), &theirs) == 0 &&
          ours.st_dev == theirs.st_dev && ours.st_ino == theirs.st_ino;
 }
@@ -87,13 +93,14 @@ Done refuse_shared(const std::vector<Target>& targets, const View& view, Process
   return {};
 }
 
-std::optional<pid_t> other_run(const std::vector<std::uint64_t>& inodes, const Holders& holders) {
+std::optional<pid_t> other_run(const std::vector<std::uint64_t>& inodes, const Holders& holders,
+                               const std::set<uid_t>& users) {
   std::map<pid_t, bool> asked;
   for (const std::uint64_t inode : inodes) {
     for (const Holder& h : holders.of(inode)) {
       const auto [it, fresh] = asked.try_emplace(h.pid, false);
       if (fresh) {
-        it->second = same_program(h.pid);
+        it->second = same_program(h.pid, users);
       }
       if (it->second) {
         return h.pid;

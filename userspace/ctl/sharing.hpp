@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <set>
 #include <vector>
 
 #include "failure.hpp"
@@ -19,8 +20,10 @@ namespace reuseport::ctl {
 
 /// Another run of this program that holds one of the sockets: it drains them, or sets their mode.
 /// @param inodes  of the sockets, as in @p holders
+/// @param users   whose run counts, beside root's and our own: a stranger's could go on for ever
 [[nodiscard]] std::optional<pid_t> other_run(const std::vector<std::uint64_t>& inodes,
-                                             const Holders& holders);
+                                             const Holders& holders,
+                                             const std::set<uid_t>& users = {});
 
 }  // namespace reuseport::ctl
 

@@ -321,7 +321,7 @@ class Supervisor final : public LookingAfter {
     event("restarted", facts);
     out_.note(fmt::format(
         "restarted: {} -> {}, {}", old, next->pid(),
-        !drained ? "not drained in time"
+        !drained ? "not drained"
         : drained->drained
             ? fmt::format("drained by {}", to_string(drained->method))
             : fmt::format("not drained ({}): {}", to_string(drained->method), drained->reason)));
@@ -336,35 +336,41 @@ class Supervisor final : public LookingAfter {
       if (!options_.unit || old.pid() != current_->pid()) {
         return {};
       }
-      if (!name_main_process(next) && only_if_told) {
+      const bool told = name_main_process(next);
+      const bool gone = next.process()->ended();  // telling takes its time
+      if (only_if_told && (!told || gone)) {
         name_main_process(old);
-        return failed(Failure(Exit::error, "the service manager was not told of the new process",
-                              notify_.unsent()));
+        return failed(gone ? Failure(Exit::error, "the new process has ended")
+                           : Failure(Exit::error,
+                                     "the service manager was not told of the new process",
+                                     notify_.unsent()));
       }
       current_ = next;
       children_.give_away(next);
-      keep_listeners();
       return {};
     };
+    const bool main = old.pid() == current_->pid();
     if (old.running()) {
       auto result = drain(drain_options(options_), old.process(),
                           {*this, children_, out_, [&] { return hand_over(true); }});
       if (result) {
         drained = std::move(*result);
         loss_ = drained->drained ? loss_ : Exit::undrained;
-      } else if (result.error().exit == Exit::deadline || !old.running()) {
-        // The newcomer serves, and the old one has something left: end it, and report that.
+      } else if (was_signalled(result.error()) || !old.running()) {
+        // The newcomer serves, and the old one had something left: report that.
         out_.failure(result.error());
         loss_ = result.error().exit == Exit::deadline ? Exit::deadline : Exit::undrained;
-        if (!was_signalled(result.error())) {
-          hand_over();
-          old.signal(options_.signal);
-        }
       } else {
         return tl::unexpected(result.error());
       }
+    } else {
+      out_.note(fmt::format("process {} ended before it was drained", old.pid()));
+      loss_ = Exit::undrained;
     }
-    hand_over();
+    static_cast<void>(hand_over());
+    if (options_.unit && main) {
+      keep_listeners();
+    }
     leaving_.push_back({old, kill_time(), true});
     return {};
   }

@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -14,6 +15,7 @@
 #include <system_error>
 #include <utility>
 
+#include "newcomer.hpp"
 #include "served.hpp"
 
 namespace reuseport::ctl {
@@ -49,6 +51,12 @@ Outcome<std::vector<Process>> servers_of_unit() {
   if (main == members.end()) {
     return failed(Failure(Exit::error, fmt::format("MAINPID {} is not in this unit", named)));
   }
+  auto last = std::make_shared<Process>(std::move(main->second));
+  const auto now = served_by(last, true);
+  const auto beside_it = [&](const Target& t) {
+    return std::ranges::any_of(now->targets,
+                               [&](const Target& u) { return same_group(t.socket, u.socket); });
+  };
   const auto netns = network_namespace(main->first);
   for (auto& [pid, process] : members) {
     const auto parent = process.parent();
@@ -58,11 +66,16 @@ Outcome<std::vector<Process>> servers_of_unit() {
       continue;
     }
     auto server = std::make_shared<Process>(std::move(process));
-    if (served_by(server, true)) {
+    const auto served = served_by(server, true);
+    if (served && now && std::ranges::any_of(served->targets, beside_it)) {
       servers.push_back(std::move(*server));
     }
   }
-  servers.push_back(std::move(main->second));
+  // back into its network namespace: the others may have left it
+  if (const auto back = served_by(last, true); !back && now) {
+    return tl::unexpected(back.error());
+  }
+  servers.push_back(std::move(*last));
   return servers;
 }
 

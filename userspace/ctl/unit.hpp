@@ -11,8 +11,9 @@
 namespace reuseport::ctl {
 
 /// The servers of this unit, as of a reload: the main process ($MAINPID), which is the last one,
-/// and processes of the same cgroup that an interrupted reload has left. Only the topmost process
-/// of each process tree. Empty without $MAINPID: the unit starts.
+/// and processes of the same cgroup that an interrupted reload has left: they have a listener in a
+/// group of the main process. Only the topmost process of each process tree. Stays in the network
+/// namespace of the main process. Empty without $MAINPID: the unit starts.
 [[nodiscard]] Outcome<std::vector<Process>> servers_of_unit();
 
 }  // namespace reuseport::ctl

@@ -569,6 +569,25 @@ TEST_F(CtlTest, a_before_signal_that_fails_or_hangs_changes_nothing) {
   EXPECT_EQ(::kill(old.pid(), 0), 0);
 }
 
+// Its other listeners end with the same signal: they take nothing over.
+TEST_F(CtlTest, a_listener_of_the_same_server_is_no_newcomer_for_a_signal) {
+  const Running old = server(2);
+  const json all = run({"list", "--json", "--pid", pid_of(old)}).doc()["listeners"];
+  ASSERT_EQ(all.size(), 2U);
+  const std::vector<std::string> drain = {"drain", "--inode", all[0]["inode"].dump(), "--pid",
+                                          pid_of(old)};
+  std::vector<std::string> signal = drain;
+  signal.insert(signal.end(), {"--signal", "TERM"});
+  auto ran = run(signal);
+  EXPECT_EQ(ran.code, 7) << ran.err;
+  EXPECT_EQ(::kill(old.pid(), 0), 0);
+
+  const Running fresh = server(1);
+  ran = run(signal);
+  EXPECT_EQ(ran.code, 0) << ran.err;
+  EXPECT_NE(ran.err.find("not drained, but ends with its server"), std::string::npos) << ran.err;
+}
+
 TEST_F(CtlTest, ready_is_asked_first) {
   const std::string file = "/tmp/ctl_test.ready." + port();
   const Running old = server(1);

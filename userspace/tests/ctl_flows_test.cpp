@@ -197,6 +197,26 @@ TEST_F(CtlFlowsTest, drain_from_another_cgroup) {
   EXPECT_EQ(ask(client()), fresh.pid());
 }
 
+// A program beside that of `enable` is not asked: the old one would go on to get connections.
+TEST_F(StockCtlFlows, enabled_without_flows_and_used_from_another_cgroup) {
+  ASSERT_EQ(run({"enable", "--cgroup", cgroup_}).code, 0);
+  const std::string tcp = "CTL_TEST_SERVER=" + std::to_string(port_) + " 1";
+  Running old({self()}, {}, {tcp});
+  Running fresh({self()}, {}, {tcp});
+  const auto listeners = [&] {
+    const auto doc = run({"list", "--json", "--tcp", "--port", std::to_string(port_)}).doc();
+    return doc.contains("listeners") ? doc["listeners"].size() : 0;
+  };
+  ASSERT_TRUE(eventually([&] { return listeners() == 2; })) << old.peek().err << fresh.peek().err;
+  ASSERT_TRUE(enter(home_));
+  const auto ran = run({"drain", "--json", "--pid", pid_of(old)});
+  EXPECT_EQ(ran.code, 0) << ran.err;
+  EXPECT_EQ(ran.doc()["drain"]["method"], "option") << ran.out;
+  const auto on = run({"on", "--pid", pid_of(old)});
+  EXPECT_EQ(on.code, 0) << on.err;
+  ASSERT_TRUE(enter(cgroup_));
+}
+
 // What was silent since before the sockets were known is not taken for none.
 TEST_F(CtlFlowsTest, flows_from_before_the_sockets_were_known) {
   enable_flows("8");
@@ -232,8 +252,8 @@ TEST_F(CtlFlowsTest, waiting_in_vain) {
 TEST_F(CtlFlowsTest, no_udp_socket_to_wait_for) {
   enable_flows();
   const std::string tcp = "CTL_TEST_SERVER=" + std::to_string(port_) + " 1";
-  const Running old({self()}, {}, {tcp});
-  const Running fresh({self()}, {}, {tcp});
+  Running old({self()}, {}, {tcp});
+  Running fresh({self()}, {}, {tcp});
   ASSERT_TRUE(eventually([&] { return count_listeners(port_) == 2; }));
   expect_refused({{"drain", "--pid", pid_of(old), "--flows", "0"}, 3, "no UDP socket"});
 }

@@ -383,6 +383,22 @@ TEST_F(RestartTest, connections_are_waited_for) {
   EXPECT_TRUE(saw(r, "restarted")) << r.peek().err;
 }
 
+// At the deadline the old server ends in any case: not ON, with connections that nobody accepts.
+TEST_F(RestartTest, a_before_signal_that_hangs) {
+  Running r = supervise({"--before-signal", "sleep 300", "--timeout", "2"});
+  ASSERT_TRUE(saw(r, "started")) << r.peek().err;
+  const pid_t first = ask();
+  Load load([&] { return ask() != 0; });
+  r.signal(SIGHUP);
+  ASSERT_TRUE(saw(r, "restarted")) << r.peek().err;
+  ASSERT_TRUE(test::eventually([&] { return !runs(first); }));
+  EXPECT_EQ(load.stop()[1], 0);
+  EXPECT_NE(ask(), 0);
+  EXPECT_EQ(r.peek().err.find("no signal sent"), std::string::npos) << r.peek().err;
+  EXPECT_NE(r.peek().err.find("exited with 124 at the deadline"), std::string::npos)
+      << r.peek().err;
+}
+
 TEST_F(RestartTest, an_admin_port_without_reuseport_is_left_alone_if_asked) {
   Running r = supervise({"--ready-timeout", "3"}, "2 admin");
   ASSERT_TRUE(saw(r, "started")) << r.peek().err;
@@ -451,15 +467,18 @@ class UnitTest : public RestartTest {
     RestartTest::TearDown();
   }
   /// ExecStart or, with the main process of the unit, ExecReload.
-  Ran in_unit(pid_t main = 0, const std::string& how = "2 stays") {
+  Ran in_unit(pid_t main = 0, const std::string& how = "2 stays",
+              const std::vector<std::string>& more = {}) {
     heard_.clear();
+    std::vector<std::string> options = {"--unit", "--ready-timeout", "20"};
+    options.insert(options.end(), more.begin(), more.end());
     std::vector<std::string> env;
     if (main != 0) {
       env.push_back("MAINPID=" + std::to_string(main));
     }
     Running r = supervise(
-        {"--unit", "--ready-timeout", "20"}, how,
-        [&] { std::ofstream(cgroup_ + "/cgroup.procs") << ::getpid() << std::flush; }, env);
+        options, how, [&] { std::ofstream(cgroup_ + "/cgroup.procs") << ::getpid() << std::flush; },
+        env);
     EXPECT_TRUE(test::eventually(
         [&] {
           hear("\n\n", 0ms);  // the manager reads on
@@ -531,6 +550,42 @@ TEST_F(UnitTest, a_reload_that_the_service_manager_is_not_told_of_changes_nothin
   EXPECT_NE(reload.err.find("the service manager was not told"), std::string::npos) << reload.err;
   EXPECT_EQ(ask(), first);
   EXPECT_EQ(listeners().size(), 2U);
+}
+
+// Its connections may have been reset, whatever the newcomer does.
+TEST_F(UnitTest, an_old_server_that_crashes_meanwhile_was_not_drained) {
+  ASSERT_EQ(in_unit().code, 0);
+  const pid_t first = ask();
+  ASSERT_NE(first, 0);
+  const Ran reload =
+      in_unit(first, "2 stays", {"--ready", "kill -KILL " + std::to_string(first) + " || true"});
+  EXPECT_EQ(reload.code, 8) << reload.err;
+  EXPECT_NE(reload.err.find("ended before it was drained"), std::string::npos) << reload.err;
+  EXPECT_NE(ask(), first);
+}
+
+// Something of the same unit that listens elsewhere is none of its servers.
+TEST_F(UnitTest, an_orphan_that_listens_elsewhere_is_left_alone) {
+  ASSERT_EQ(in_unit().code, 0);
+  const pid_t first = ask();
+  ASSERT_NE(first, 0);
+  const Fd elsewhere = test::open_listener(address("127.0.0.2"));
+  const pid_t between = ::fork();
+  if (between == 0) {
+    std::ofstream(cgroup_ + "/cgroup.procs") << ::getpid() << std::flush;
+    if (::fork() == 0) {
+      ::pause();
+    }
+    ::_exit(0);
+  }
+  ASSERT_EQ(::waitpid(between, nullptr, 0), between);
+  const Ran reload = in_unit(first);
+  EXPECT_EQ(reload.code, 0) << reload.err;
+  EXPECT_NE(ask(), first);
+  EXPECT_TRUE(test::eventually([&] {  // the server and the orphan
+    std::ifstream procs(cgroup_ + "/cgroup.procs");
+    return std::distance(std::istream_iterator<pid_t>(procs), {}) == 2;
+  }));
 }
 
 TEST_F(RestartTest, unit_needs_a_service_manager) {
