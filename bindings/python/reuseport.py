@@ -370,7 +370,9 @@ class Drain:
                 poll.register(fd, select.POLLIN)
             # Round up to a millisecond. Without fds, sleep.
             if step.fds:
-                poll.poll(-(-step.wait * 1000 // 1))
+                ready = poll.poll(-(-step.wait * 1000 // 1))
+                if ready and not any(events & select.POLLIN for _, events in ready):
+                    time.sleep(step.wait)  # an error is no connection: do not spin
             else:
                 time.sleep(step.wait)
 

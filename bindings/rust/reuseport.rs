@@ -618,7 +618,11 @@ impl Drain {
                         step.fds.iter().map(|&fd| c::PollFd { fd, events: POLLIN, revents: 0 }).collect();
                     let wait = (step.wait.as_nanos() + 999_999) / 1_000_000;
                     let wait = c_int::try_from(wait).unwrap_or(c_int::MAX);
-                    unsafe { c::poll(fds.as_mut_ptr(), fds.len() as c_ulong, wait) };
+                    let ready = unsafe { c::poll(fds.as_mut_ptr(), fds.len() as c_ulong, wait) };
+                    // An error is no connection: do not spin.
+                    if ready > 0 && fds.iter().all(|fd| fd.revents & POLLIN == 0) {
+                        std::thread::sleep(step.wait);
+                    }
                 }
             }
         }

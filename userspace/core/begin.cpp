@@ -11,12 +11,14 @@ namespace reuseport::core {
 namespace {
 
 // The option is not available for this listener. EBUSY: BPF would bypass another program.
+// ENOSPC: its tables are full.
 bool is_unusable(int errnum) {
   switch (errnum) {
     case EACCES:
     case EAFNOSUPPORT:
     case EBUSY:
     case ENOPROTOOPT:
+    case ENOSPC:
     case ENOSYS:
     case EOPNOTSUPP:
     case EPERM:
@@ -49,8 +51,8 @@ int Drain::fail(const Fault& fault) noexcept {
 }
 
 std::uint32_t Drain::method_of(const Entry& entry) const noexcept {
-  if (method_ == REUSEPORT_METHOD_MIGRATE && entry.listener.datagram()) {
-    return REUSEPORT_METHOD_SWEEP;  // nothing migrates datagrams
+  if (method_ == REUSEPORT_METHOD_MIGRATE && !entry.listener.migrates()) {
+    return REUSEPORT_METHOD_SWEEP;
   }
   return method_;
 }
@@ -147,7 +149,10 @@ bool Drain::stays_served(const Entry& entry) const noexcept {
 
 Fault Drain::refuse_last() const noexcept {
   for (const Entry& entry : entries_) {
-    if (options_.last_on == REUSEPORT_LAST_REFUSE && !stays_served(entry)) {
+    // BPF does not know it yet: set_mode() says so.
+    const bool unknown = entry.listener.datagram() && !in_group(entry.info) &&
+                         (entry.info.flags & REUSEPORT_LISTEN_F_BPF) != 0;
+    if (options_.last_on == REUSEPORT_LAST_REFUSE && !unknown && !stays_served(entry)) {
       return {EADDRNOTAVAIL, "start",
               "no ON listener would remain at this address, device and family: start the newcomer "
               "first, or allow the address to be given up",
@@ -201,7 +206,9 @@ Fault Drain::switch_over() noexcept {
 Fault Drain::restore() noexcept {
   Fault first;
   for (Entry& entry : entries_) {
-    if (entry.switched && entry.open && identify(entry.fd) == entry.listener.identity) {
+    if (entry.open && identify(entry.fd) != entry.listener.identity) {
+      vanish(entry, false);
+    } else if (entry.open && entry.switched) {
       const Fault fault = set_mode(entry, entry.before);
       entry.error = -fault.errnum;
       first = first ? first : fault;
@@ -228,7 +235,8 @@ Fault Drain::begin() noexcept {
   if (!fault) {
     method_ = REUSEPORT_METHOD_OPTION;
   } else if (of_the_option && is_unusable(fault.errnum) && options_.policy == REUSEPORT_PREFER) {
-    method_ = migrates_ ? REUSEPORT_METHOD_MIGRATE : REUSEPORT_METHOD_SWEEP;
+    // Only the last close() of a socket migrates anything.
+    method_ = migrates_ && !refuse_shared() ? REUSEPORT_METHOD_MIGRATE : REUSEPORT_METHOD_SWEEP;
     fault_ = fault;  // the report says why no better method was used
     return {};
   }
@@ -247,7 +255,10 @@ int Drain::start(Time now) noexcept {
     inodes_.push(entry.listener.identity.inode);
   }
   std::sort(inodes_.begin(), inodes_.end());
-  migrates_ = migrate_req_is_on();
+  migrates_ = migrate_req_is_on() && all_open([netns = own_netns()](const Entry& entry) {
+                return entry.listener.netns == netns;
+              });
+  unshared_ = false;
   fault_ = {};
   const Fault fault = begin();
   if (fault && !is_passing(fault.errnum)) {
@@ -288,11 +299,11 @@ int Drain::undo(Time now) noexcept {
   if (!in_progress()) {
     return fail({ESTALE, "undo", "no drain is running"});
   }
-  const bool all =
-      std::all_of(entries_.begin(), entries_.end(), [](const Entry& e) { return e.open; });
   if (const Fault fault = end_undone(now); fault) {
     return fail(fault);
   }
+  const bool all =
+      std::all_of(entries_.begin(), entries_.end(), [](const Entry& e) { return e.open; });
   return all ? 0
              : fail({ECANCELED, "undo",
                      "some listeners were already closed; the others are restored"});

@@ -84,9 +84,11 @@ Kin kin_of(int process) noexcept {
   return kin;
 }
 
+// 0: not a socket; errno tells whether it could be read.
 std::uint64_t socket_inode(int directory, const char* name) noexcept {
   constexpr std::string_view prefix = "socket:[";
   std::array<char, 64> link{};
+  errno = 0;
   const ssize_t got = ::readlinkat(directory, name, link.data(), link.size());
   const std::string_view text(link.data(), got > 0 ? static_cast<std::size_t>(got) : 0);
   std::uint64_t inode = 0;
@@ -129,6 +131,9 @@ class Search {
       const std::uint64_t inode = socket_inode(fds.fd(), entry);
       if (inode != 0 && std::binary_search(inodes_.begin(), inodes_.end(), inode)) {
         return 1;
+      }
+      if (errno == EACCES || errno == EPERM) {  // of a process that may be listed, but not traced
+        return no_look(errno, process, name);
       }
     }
     return errno == 0 ? 0 : no_look(errno, process, name);

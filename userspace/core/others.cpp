@@ -110,13 +110,14 @@ bool ask(int netlink, const Place& place, Chosen& chosen) noexcept {
 
 }  // namespace
 
-bool others_are_on(const Place& place, std::span<const std::uint64_t> leaving) noexcept {
+bool others_are_on(const Listener& listener, std::span<const std::uint64_t> leaving) noexcept {
+  const Place& place = listener.place;
   const int netlink = ::socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_SOCK_DIAG);
   if (netlink < 0) {
     return false;
   }
   Chosen chosen;
-  const bool answered = ask(netlink, place, chosen);
+  const bool answered = netns_of(netlink) == listener.netns && ask(netlink, place, chosen);
   ::close(netlink);
   // The lookup goes on to wildcard addresses, which are other groups.
   const inet_diag_sockid& id = chosen.socket.id;

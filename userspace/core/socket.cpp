@@ -28,13 +28,6 @@ int get_int(int fd, int level, int name, int otherwise) noexcept {
   return ::getsockopt(fd, level, name, &value, &len) == 0 ? value : otherwise;
 }
 
-std::uint64_t read_netns(int fd) noexcept {
-  std::uint64_t cookie = 0;
-  socklen_t len = sizeof(cookie);
-  const bool told = ::getsockopt(fd, SOL_SOCKET, netns_cookie, &cookie, &len) == 0;
-  return told && len == sizeof(cookie) ? cookie : 0;
-}
-
 // Reads the local address; false if the socket has none, or has a peer.
 bool read_place(int fd, Place& place) noexcept {
   sockaddr_storage name{};
@@ -66,6 +59,13 @@ bool read_place(int fd, Place& place) noexcept {
 
 }  // namespace
 
+std::uint64_t netns_of(int fd) noexcept {
+  std::uint64_t cookie = 0;
+  socklen_t len = sizeof(cookie);
+  const bool told = ::getsockopt(fd, SOL_SOCKET, netns_cookie, &cookie, &len) == 0;
+  return told && len == sizeof(cookie) ? cookie : 0;
+}
+
 Identity identify(int fd) noexcept {
   struct stat seen {};
   return ::fstat(fd, &seen) == 0 ? Identity{seen.st_dev, seen.st_ino} : Identity{};
@@ -89,7 +89,8 @@ Fault examine(int fd, Listener& found) noexcept {
     return {EINVAL, "add", "this socket is not listening", fd};
   }
   found.identity = identify(fd);
-  found.netns = read_netns(fd);
+  found.netns = netns_of(fd);
+  found.mptcp = protocol == IPPROTO_MPTCP;
   found.place = {};
   found.place.protocol = datagram ? IPPROTO_UDP : IPPROTO_TCP;
   if (!read_place(fd, found.place)) {
@@ -112,6 +113,15 @@ std::uint32_t accept_queue(int fd) noexcept {
 bool is_readable(int fd) noexcept {
   pollfd look{.fd = fd, .events = POLLIN, .revents = 0};
   return ::poll(&look, 1, 0) == 1 && (look.revents & POLLIN) != 0;
+}
+
+std::uint64_t own_netns() noexcept {
+  const int fd = ::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+  const std::uint64_t netns = fd < 0 ? 0 : netns_of(fd);
+  if (fd >= 0) {
+    ::close(fd);
+  }
+  return netns;
 }
 
 bool migrate_req_is_on() noexcept {

@@ -45,7 +45,10 @@ struct Listener {
   Identity identity;
   Place place;
   std::uint64_t netns = 0;  ///< the cookie of its network namespace; 0 before Linux 5.14
+  bool mptcp = false;
   [[nodiscard]] bool datagram() const noexcept { return place.protocol == IPPROTO_UDP; }
+  /// Whether tcp_migrate_req is for it: mptcp_check_listen_stop() ends what MPTCP has in its queue.
+  [[nodiscard]] bool migrates() const noexcept { return !datagram() && !mptcp; }
 };
 
 /// All zero for a descriptor that is not open.
@@ -61,14 +64,20 @@ struct Listener {
 /// poll(2) reports something to accept or to read now.
 [[nodiscard]] bool is_readable(int fd) noexcept;
 
-/// net.ipv4.tcp_migrate_req of this network namespace.
+/// The cookie of the network namespace of a socket: 0 if the kernel does not tell.
+[[nodiscard]] std::uint64_t netns_of(int fd) noexcept;
+
+/// That of the calling thread.
+[[nodiscard]] std::uint64_t own_netns() noexcept;
+
+/// net.ipv4.tcp_migrate_req of the calling thread's network namespace.
 [[nodiscard]] bool migrate_req_is_on() noexcept;
 
-/// Whether a connection or datagram to @p place would reach an ON member of its group that is not
-/// in @p leaving: one sock_diag(7) query, answered by the kernel's own lookup. If the kernel does
-/// not report modes (the option by BPF, or no option), any other member counts as ON. Also false if
-/// the query fails.
-[[nodiscard]] bool others_are_on(const Place& place,
+/// Whether a connection or datagram to @p listener would reach an ON member of its group that is
+/// not in @p leaving: one sock_diag(7) query, answered by the kernel's own lookup. If the kernel
+/// does not report modes (the option by BPF, or no option), any other member counts as ON. Also
+/// false if the query fails, or if the calling thread is in another network namespace.
+[[nodiscard]] bool others_are_on(const Listener& listener,
                                  std::span<const std::uint64_t> leaving) noexcept;
 
 /// Whether another process holds one of the sockets in @p inodes (sorted): 1, 0, or a negative

@@ -29,9 +29,11 @@ bool listens(const Listener& listener, int fd) {
          (::getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &len) == 0 && listening == 1);
 }
 
-bool same_place(const Place& a, const Place& b) {
-  return a.family == b.family && a.protocol == b.protocol && a.v6only == b.v6only &&
-         a.port == b.port && a.device == b.device && a.address == b.address;
+bool same_place(const Listener& one, const Listener& other) {
+  const Place& a = one.place;
+  const Place& b = other.place;
+  return one.netns == other.netns && a.family == b.family && a.protocol == b.protocol &&
+         a.v6only == b.v6only && a.port == b.port && a.device == b.device && a.address == b.address;
 }
 
 // A STANDBY listener that serves because no other member is ON.
@@ -184,8 +186,8 @@ void Drain::look_again() noexcept {
       continue;
     }
     entry.unconfirmed = false;
-    if (last == nullptr || !same_place(last->listener.place, entry.listener.place)) {
-      seen = others_are_on(entry.listener.place, {inodes_.begin(), inodes_.end()});
+    if (last == nullptr || !same_place(last->listener, entry.listener)) {
+      seen = others_are_on(entry.listener, {inodes_.begin(), inodes_.end()});
     }
     last = &entry;
     if (seen) {
@@ -228,9 +230,10 @@ std::uint32_t Drain::outcome_late(const Entry& entry) const noexcept {
   if (entry.drained) {
     return REUSEPORT_DRAINED;
   }
-  // BPF cannot tell the kernel which listener to migrate to.
-  const bool by_option = method_ == REUSEPORT_METHOD_OPTION && migrates_ &&
-                         !entry.listener.datagram() && entry.info.group_on > 0 &&
+  // BPF cannot tell the kernel which listener to migrate to. Who does not accept here may hold
+  // other descriptors of it: this close() is not the last one, then.
+  const bool by_option = method_ == REUSEPORT_METHOD_OPTION && migrates_ && may_accept() &&
+                         entry.listener.migrates() && entry.info.group_on > 0 &&
                          (entry.info.flags & REUSEPORT_LISTEN_F_BPF) == 0;
   return by_option || method_of(entry) == REUSEPORT_METHOD_MIGRATE ? REUSEPORT_MIGRATED
                                                                    : REUSEPORT_DEADLINE_HIT;
@@ -249,12 +252,10 @@ void Drain::end_late(Time now) noexcept {
     if (!entry.open) {
       continue;
     }
-    if (options_.at_deadline == REUSEPORT_DEADLINE_KEEP) {
-      entry.outcome = REUSEPORT_DEADLINE_HIT;
-      continue;
-    }
     look_at(entry);
-    if (entry.open) {
+    if (entry.open && options_.at_deadline == REUSEPORT_DEADLINE_KEEP) {
+      entry.outcome = REUSEPORT_DEADLINE_HIT;
+    } else if (entry.open) {
       close_entry(entry, outcome_late(entry));
     }
   }
@@ -278,8 +279,10 @@ void Drain::accept_or_wait(Time now, reuseport_step& step) noexcept {
   if (step.action == REUSEPORT_ACCEPT_MORE) {
     pause_ = first_pause;
   } else {
-    step.wait_ns = std::min(pause_, deadline_ - now);
-    pause_ = std::min(pause_ * 2, std::max(options_.poll_ns, first_pause));
+    const Time end = phase_ == Phase::undoing ? give_up_ : deadline_;
+    const Time most = std::max(options_.poll_ns, first_pause);
+    step.wait_ns = std::clamp<Time>(end - now, 0, pause_);
+    pause_ = pause_ > most / 2 ? most : pause_ * 2;
     for (const Entry& entry : entries_) {
       if (entry.open && may_accept()) {
         fds_.push(entry.fd);
@@ -311,7 +314,7 @@ void Drain::get_on(Time now) noexcept {
   } else {
     // A drained listener stays drained while the newcomer lives; close_drained() checks it again.
     for (Entry& entry : entries_) {
-      if (entry.open && (!entry.drained || entry.readable)) {
+      if (entry.open && (!entry.drained || entry.readable || now >= deadline_)) {
         look_at(entry);
       }
     }

@@ -87,6 +87,22 @@ TEST_F(DrainFallback, migration_is_reported_only_where_it_is_on) {
   });
 }
 
+// Only the last close(2) of a socket migrates what it has.
+TEST_F(DrainFallback, what_somebody_else_holds_is_no_migration) {
+  ASSERT_TRUE(test::set_sysctl("net.ipv4.tcp_migrate_req", "1"));
+  test::without_option([] {
+    Fd leaving = test::open_listener(test::address("127.0.0.1"));
+    const Fd staying = test::open_listener(test::local_address(leaving.get()));
+    Drain drain({.is_shared = [](int) { return true; }});
+    EXPECT_TRUE(drain.add(std::move(leaving)));
+    const Expected<Report> report = run(drain, [](int fd) { test::accept_all(fd); });
+    EXPECT_TRUE(report);
+    EXPECT_EQ(report->method, Method::sweep);
+    EXPECT_EQ(report->outcome, Outcome::swept_and_closed);
+    return true;
+  });
+}
+
 TEST_F(DrainFallback, nobody_to_migrate_to_is_no_migration) {
   ASSERT_TRUE(test::set_sysctl("net.ipv4.tcp_migrate_req", "1"));
   test::without_option([] {

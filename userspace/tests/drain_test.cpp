@@ -1,11 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // The drain's rules, on any kernel: a table simulates the option, the listeners are real.
 #include <fcntl.h>
+#include <linux/capability.h>
 #include <sched.h>
 #include <sys/prctl.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <map>
 #include <vector>
 
@@ -229,6 +233,18 @@ TEST_F(DrainRules, another_socket_under_the_same_number_is_left_alone) {
   EXPECT_TRUE(test::is_open(fd_));
 }
 
+TEST_F(DrainRules, another_socket_under_the_same_number_is_not_given_back) {
+  Drain drain = drain_of_old();
+  ASSERT_TRUE(drain.start());
+  const Fd stranger = test::open_listener(test::address("127.0.0.1"));
+  ASSERT_EQ(::dup2(stranger.get(), fd_), fd_);
+  const Fd keep(fd_);
+  EXPECT_EQ(drain.undo().error().errnum, ECANCELED);
+  EXPECT_EQ(drain.report().outcome, Outcome::vanished);
+  EXPECT_TRUE(drain.take_back().empty());
+  EXPECT_TRUE(test::is_open(fd_));
+}
+
 TEST_F(DrainRules, a_stranger_under_the_number_is_not_switched) {
   Drain drain = drain_of_old();
   const Fd stranger = test::open_listener(test::address("127.0.0.1"));
@@ -245,6 +261,17 @@ TEST_F(DrainRules, the_newcomer_is_looked_for_once_more_after_close) {
   const Report report = ended(drain);
   EXPECT_EQ(report.outcome, Outcome::unconfirmed);
   EXPECT_FALSE(report.lossless());
+}
+
+TEST_F(DrainRules, a_newcomer_in_another_namespace_is_none) {
+  Drain drain = drain_of_old();
+  ASSERT_TRUE(drain.start());
+  newcomer_.reset();
+  provider_.say(fd_, 1);
+  ASSERT_EQ(::unshare(CLONE_NEWNET), 0);
+  const Fd stranger = test::open_listener(at_);
+  ASSERT_TRUE(stranger);
+  EXPECT_EQ(ended(drain).outcome, Outcome::unconfirmed);
 }
 
 TEST_F(DrainRules, a_wildcard_listener_is_no_newcomer_of_the_group) {
@@ -325,6 +352,25 @@ TEST_F(DrainRules, a_newcomer_that_dies_while_others_are_waited_for) {
   EXPECT_EQ(drain.report().outcome, Outcome::undone);
   EXPECT_TRUE(test::is_open(fd_));
   EXPECT_TRUE(test::is_open(other));
+}
+
+// The drained one is not looked at again before the deadline, but then.
+TEST_F(DrainRules, a_newcomer_that_died_is_noticed_at_the_deadline) {
+  Fd second = test::open_listener(at_);
+  const int other = second.get();
+  provider_.say(fd_, 3);
+  provider_.say(other, 3);
+  Drain drain = drain_of_old({.timeout = milliseconds(50)});
+  EXPECT_TRUE(drain.add(std::move(second)));
+  ASSERT_TRUE(drain.start());
+  provider_.say(fd_, 1);
+  provider_.say(other, 1, 1);
+  EXPECT_EQ(drain.step().action, Action::wait_until);
+  provider_.say(fd_, 0);
+  const Report report = ended(drain);
+  EXPECT_EQ(report.outcome, Outcome::undone);
+  EXPECT_TRUE(test::is_open(fd_));
+  EXPECT_EQ(provider_.mode(fd_), Mode::on);
 }
 
 TEST_F(DrainRules, wait_serves_until_a_newcomer_comes) {
@@ -447,6 +493,37 @@ TEST_F(DrainRules, modes_that_cannot_be_given_back_are_tried_again) {
   EXPECT_EQ(provider_.mode(fd_), Mode::on);
 }
 
+TEST_F(DrainRules, no_wait_ends_in_the_past) {
+  Drain drain = drain_of_old({.at_deadline = AtDeadline::undo, .timeout = milliseconds(5)});
+  ASSERT_TRUE(drain.start());
+  provider_.say(fd_, 1, 1);
+  provider_.set_error[fd_] = EAGAIN;
+  EXPECT_TRUE(test::eventually([&] {
+    const auto before = Clock::now();
+    const Step step = drain.step();
+    EXPECT_TRUE(step.action == Action::done || step.when >= before);
+    return step.action == Action::done;
+  }));
+}
+
+// BPF answers for a UDP socket that it does not know yet, but cannot switch it.
+TEST_F(DrainRules, a_socket_that_bpf_does_not_know_yet_is_tried_again) {
+  old_ = test::open_listener(test::address("127.0.0.1"), SOCK_DGRAM);
+  fd_ = old_.get();
+  const Fd newcomer = test::open_listener(test::local_address(fd_), SOCK_DGRAM);
+  provider_.infos[fd_].flags = REUSEPORT_LISTEN_F_BPF;
+  provider_.set_error[fd_] = EAGAIN;
+  Drain drain = drain_of_old();
+  ASSERT_TRUE(drain.start());
+  EXPECT_EQ(drain.step().action, Action::wait_until);
+  provider_.set_error.clear();
+  provider_.say(fd_, 2, 0, 1);
+  EXPECT_EQ(drain.step().action, Action::wait_until);
+  EXPECT_EQ(provider_.mode(fd_), Mode::standby);
+  provider_.say(fd_, 1);
+  EXPECT_EQ(ended(drain).outcome, Outcome::drained);
+}
+
 TEST_F(DrainRules, modes_that_are_not_given_back_are_not_said_to_be) {
   Drain drain = drain_of_old();
   ASSERT_TRUE(drain.start());
@@ -476,6 +553,26 @@ TEST_F(DrainRules, at_the_deadline_what_was_asked_for) {
     if (!back.empty()) {
       old_ = std::move(back[0]);
     }
+  }
+}
+
+// tcp_migrate_req is not for MPTCP: what waits in its queue is reset.
+TEST_F(DrainRules, nothing_of_mptcp_migrates) {
+  ASSERT_TRUE(test::set_sysctl("net.ipv4.tcp_migrate_req", "1"));
+  for (const int protocol : {IPPROTO_TCP, IPPROTO_MPTCP}) {
+    const Fd probe(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, protocol));
+    if (!probe) {
+      GTEST_SKIP() << "no MPTCP here";
+    }
+    Fd listener = test::open_listener(at_, SOCK_STREAM, protocol);
+    provider_.say(listener.get(), 2);
+    const int fd = listener.get();
+    Drain drain(provider_.options({.timeout = milliseconds(5)}));
+    ASSERT_TRUE(drain.add(std::move(listener)));
+    ASSERT_TRUE(drain.start());
+    provider_.say(fd, 1, 1);
+    EXPECT_EQ(ended(drain).outcome,
+              protocol == IPPROTO_TCP ? Outcome::migrated : Outcome::deadline_hit);
   }
 }
 
@@ -583,6 +680,8 @@ TEST_F(DrainInput, what_a_drain_owns_it_closes_unless_taken_back) {
     std::vector<Fd> back = drain.take_back();
     ASSERT_EQ(back.size(), 1U);
     fd = std::move(back[0]);
+    EXPECT_TRUE(drain.take_back().empty()) << "once";
+    EXPECT_EQ(drain.start().error().errnum, EINVAL);
   }
   EXPECT_TRUE(test::is_open(number));
   {
@@ -653,6 +752,29 @@ class DrainShared : public DrainRules {
     old_ = std::move(drain.take_back()[0]);
     return started ? 0 : started.error().errnum;
   }
+  /// That of an orphan in another session, which is not related to this process, after @p first.
+  template <typename First>
+  int in_an_orphan(First first) {
+    int ends[2] = {-1, -1};
+    EXPECT_EQ(::pipe2(ends, O_CLOEXEC), 0);
+    const Fd reader(ends[0]);
+    Fd writer(ends[1]);
+    EXPECT_TRUE(test::in_child([&] {
+      const pid_t parent = ::getpid();
+      if (::fork() == 0) {
+        const bool free =
+            ::setsid() > 0 && test::eventually([&] { return ::getppid() != parent; }) && first();
+        const char answer = free ? static_cast<char>(start_error()) : 'x';
+        (void)!::write(ends[1], &answer, 1);
+        ::_exit(0);
+      }
+      return true;
+    }));
+    writer.reset();
+    char answer = 'y';
+    EXPECT_EQ(::read(reader.get(), &answer, 1), 1);
+    return answer;
+  }
 };
 
 TEST_F(DrainShared, the_callers_word_is_taken) {
@@ -704,26 +826,28 @@ TEST_F(DrainShared, strangers_who_may_not_be_looked_into_are_passed_over) {
   if (::geteuid() != 0) {
     GTEST_SKIP() << "needs root to become somebody else";
   }
-  int ends[2] = {-1, -1};
-  ASSERT_EQ(::pipe2(ends, O_CLOEXEC), 0);
-  const Fd reader(ends[0]);
-  Fd writer(ends[1]);
-  // This process is not related to an orphan in another session.
-  EXPECT_TRUE(test::in_child([&] {
-    const pid_t parent = ::getpid();
-    if (::fork() == 0) {
-      const bool free = ::setsid() > 0 && ::setresuid(65534, 65534, 65534) == 0 &&
-                        test::eventually([&] { return ::getppid() != parent; });
-      const char answer = free ? static_cast<char>(start_error()) : 'x';
-      (void)!::write(ends[1], &answer, 1);
+  EXPECT_EQ(in_an_orphan([] { return ::setresuid(65534, 65534, 65534) == 0; }), 0);
+}
+
+// Of a process with more capabilities the descriptors can be listed, but not read.
+TEST_F(DrainShared, who_has_more_capabilities_counts_if_it_is_an_ancestor) {
+  if (::geteuid() != 0) {
+    GTEST_SKIP() << "needs root to become somebody else";
+  }
+  const auto fork_without = [] {
+    if (::prctl(PR_SET_KEEPCAPS, 1) != 0 || ::setresuid(65534, 65534, 65534) != 0 ||
+        ::prctl(PR_SET_DUMPABLE, 1) != 0) {
+      return false;
+    }
+    if (const pid_t child = ::fork(); child != 0) {
+      ::waitpid(child, nullptr, 0);
       ::_exit(0);
     }
-    return true;
-  }));
-  writer.reset();
-  char answer = 'y';
-  ASSERT_EQ(::read(reader.get(), &answer, 1), 1);
-  EXPECT_EQ(answer, 0);
+    __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
+    const std::array<__user_cap_data_struct, 2> none{};
+    return ::syscall(SYS_capset, &header, none.data()) == 0;
+  };
+  EXPECT_EQ(in_an_orphan(fork_without), EBUSY);
 }
 
 }  // namespace

@@ -157,9 +157,10 @@ class ProbeSocket {
   if (probe_is_blocked(errnum)) {
     return {Support::blocked, step, errnum};
   }
-  // EAGAIN: while BPF is being replaced, no mode can be changed for a moment.
-  const bool passing = errnum == ENOMEM || errnum == ENOBUFS || errnum == EMFILE ||
-                       errnum == ENFILE || errnum == EINTR || errnum == EAGAIN;
+  // EAGAIN: while BPF is being replaced, no mode can be changed for a moment. ENOPROTOOPT, from
+  // what has just answered: BPF comes or goes.
+  const bool passing = errnum == ENOPROTOOPT || errnum == ENOMEM || errnum == ENOBUFS ||
+                       errnum == EMFILE || errnum == ENFILE || errnum == EINTR || errnum == EAGAIN;
   if (passing || step == ProbeStep::socket) {
     return {Support::error, step, errnum};
   }

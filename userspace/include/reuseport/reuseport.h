@@ -140,7 +140,7 @@ struct reuseport_drain_options {
    * fails with -EBUSY if one does. NULL: start scans /proc/PID/fd once, about 50 us per process. A
    * process that this user may not inspect counts as a holder if it is an ancestor (other than
    * process 1) or in the same session; other users' processes are skipped otherwise. Not called
-   * if the listeners are only closed.
+   * with REUSEPORT_CLOSE_ONLY.
    */
   int (*is_shared)(int fd, void* user);
   /* Replaces close(2), e.g. to take the descriptor out of tables first. */

@@ -374,14 +374,18 @@ class Drain {
   /// setsockopt(2).
   [[nodiscard]] Expected<void> undo() { return call(reuseport_drain_undo); }
 
-  /// Returns the open listeners to a caller that goes on serving: after a failed start(), an
-  /// undo(), or a deadline that left them open. Undoes a running drain.
+  /// Returns the open listeners, once, to a caller that goes on serving: after a failed start(), an
+  /// undo(), or a deadline that left them open. Undoes a running drain. After it the drain returns
+  /// EINVAL.
   [[nodiscard]] std::vector<Fd> take_back() {
     std::vector<Fd> listeners;
-    if (state_) {
-      (void)undo();
-      state_->for_each_open([&](int fd) { listeners.emplace_back(fd); });
+    if (state_ && !state_->taken_back) {
+      if (report().outcome == Outcome::running) {
+        (void)undo();
+      }
+      listeners.reserve(open_fds().size());  // nothing below throws
       state_->taken_back = true;
+      state_->for_each_open([&](int fd) { listeners.emplace_back(fd); });
     }
     return listeners;
   }
@@ -419,6 +423,9 @@ class Drain {
   }
 
  private:
+  friend class EpollDrain;
+  [[nodiscard]] bool accepts() const { return !state_ || !state_->options.no_accept; }
+
   // Does not move with the Drain: the callbacks point here.
   struct State {
     explicit State(DrainOptions given) : options(std::move(given)) {
@@ -524,6 +531,9 @@ class Drain {
     if (state_->failed != 0) {
       return Error{"Drain", -state_->failed, "check the options"};
     }
+    if (state_->taken_back) {
+      return Error{"Drain", EINVAL, "the listeners were taken back"};
+    }
     if (const int result = what(state_->drain); result < 0) {
       return state_->error().value_or(Error{"Drain", -result, ""});
     }
@@ -589,7 +599,8 @@ class EpollDrain {
     if (!epoll || !timer) {
       return Error{epoll ? "timerfd_create" : "epoll_create1", errno, "raise RLIMIT_NOFILE"};
     }
-    std::vector<int> watched = drain.open_fds();
+    // Without accepting, a queue is no event: the timer alone wakes it.
+    std::vector<int> watched = drain.accepts() ? drain.open_fds() : std::vector<int>();
     watched.push_back(timer.get());
     for (const int fd : watched) {
       epoll_event event{};
@@ -621,7 +632,7 @@ class EpollDrain {
     if (next.action == Action::done) {
       stop();
     } else {
-      forget_closed();
+      forget_useless();
       wake_at(next.action == Action::accept_more ? Clock::now() : next.when);
     }
     return next.action;
@@ -654,10 +665,12 @@ class EpollDrain {
     spec.it_value.tv_nsec = std::chrono::nanoseconds(since - seconds).count();
     (void)::timerfd_settime(timer_.get(), TFD_TIMER_ABSTIME, &spec, nullptr);
   }
-  // A listener that DrainOptions::close leaves open would stay readable here.
-  void forget_closed() const {
+  // A listener that DrainOptions::close leaves open would stay readable here, and epoll(7) reports
+  // EPOLLERR and EPOLLHUP for ever: the timer wakes for those.
+  void forget_useless() const {
     for (const ListenerReport& listener : drain_.report().listeners) {
-      if (!listener.open) {
+      pollfd now{listener.fd, POLLIN, 0};
+      if (!listener.open || (::poll(&now, 1, 0) == 1 && (now.revents & (POLLIN | POLLNVAL)) == 0)) {
         (void)::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, listener.fd, nullptr);
       }
     }
