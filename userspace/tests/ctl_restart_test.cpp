@@ -385,7 +385,7 @@ TEST_F(RestartTest, connections_are_waited_for) {
 
 // At the deadline the old server ends in any case: not ON, with connections that nobody accepts.
 TEST_F(RestartTest, a_before_signal_that_hangs) {
-  Running r = supervise({"--before-signal", "sleep 300", "--timeout", "2"});
+  Running r = supervise({"--before-signal", "sleep 300", "--timeout", "6"});
   ASSERT_TRUE(saw(r, "started")) << r.peek().err;
   const pid_t first = ask();
   Load load([&] { return ask() != 0; });
@@ -397,6 +397,37 @@ TEST_F(RestartTest, a_before_signal_that_hangs) {
   EXPECT_EQ(r.peek().err.find("no signal sent"), std::string::npos) << r.peek().err;
   EXPECT_NE(r.peek().err.find("exited with 124 at the deadline"), std::string::npos)
       << r.peek().err;
+}
+
+// By BPF two drains on one port would choose each other's old listeners. A stranger's run could go
+// on for ever, and drains nothing.
+TEST_F(RestartTest, another_run_on_the_port_is_waited_for_but_not_a_strangers) {
+  if (test::expect_supported() || ::geteuid() != 0) {
+    GTEST_SKIP() << "needs root, and a kernel without the option";
+  }
+  Running r = supervise({"--timeout", "2"});
+  ASSERT_TRUE(saw(r, "started")) << r.peek().err;
+  const pid_t first = ask();
+  const Fd elsewhere = test::open_listener(address("127.0.0.2", port_));
+  const auto watch = [&](const std::function<void()>& before) {
+    return Running({tool(), "watch", "--interval", "3600"}, [&elsewhere, before] {
+      ::fcntl(elsewhere.get(), F_SETFD, 0);
+      before();
+    });
+  };
+  {
+    Running ours = watch([] {});
+    ASSERT_TRUE(test::eventually([&] { return !ours.peek().out.empty(); }));
+    r.signal(SIGHUP);
+    ASSERT_TRUE(saw(r, "restart_failed")) << r.peek().err;
+    EXPECT_NE(r.peek().err.find("is already working"), std::string::npos) << r.peek().err;
+    EXPECT_TRUE(test::eventually([&] { return ask() == first; }));
+    EXPECT_TRUE(runs(first));
+  }
+  Running strangers = watch(test::ctl::become_nobody);
+  ASSERT_TRUE(test::eventually([&] { return !strangers.peek().out.empty(); }));
+  r.signal(SIGHUP);
+  EXPECT_TRUE(saw(r, "restarted")) << r.peek().err;
 }
 
 TEST_F(RestartTest, an_admin_port_without_reuseport_is_left_alone_if_asked) {

@@ -360,7 +360,7 @@ TEST_F(DrainRules, a_newcomer_that_died_is_noticed_at_the_deadline) {
   const int other = second.get();
   provider_.say(fd_, 3);
   provider_.say(other, 3);
-  Drain drain = drain_of_old({.timeout = milliseconds(50)});
+  Drain drain = drain_of_old({.timeout = seconds(1)});
   EXPECT_TRUE(drain.add(std::move(second)));
   ASSERT_TRUE(drain.start());
   provider_.say(fd_, 1);
