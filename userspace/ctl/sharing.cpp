@@ -49,14 +49,16 @@ std::vector<pid_t> foreign_holders(std::uint64_t inode, const View& view, Proces
 bool same_program(pid_t pid, const std::set<uid_t>& users) {
   struct stat ours {};
   struct stat theirs {};
+  if (pid == ::getpid() || ::stat("/proc/self/exe", &ours) != 0 ||
+      ::stat(fmt::format("/proc/{}/exe", pid).c_str(), &theirs) != 0 ||
+      ours.st_dev != theirs.st_dev || ours.st_ino != theirs.st_ino) {
+    return false;
+  }
   const auto process = Process::open(pid);
   const auto runs_as = process ? users_of(*process) : std::vector<uid_t>{};
-  const bool trusted = std::ranges::any_of(runs_as, [&](uid_t user) {
+  return std::ranges::any_of(runs_as, [&](uid_t user) {
     return user == 0 || user == ::geteuid() || users.contains(user);
   });
-  return trusted && pid != ::getpid() && ::stat("/proc/self/exe", &ours) == 0 &&
-         ::stat(fmt::format("/proc/{}/exe", pid).c_str(), &theirs) == 0 &&
-         ours.st_dev == theirs.st_dev && ours.st_ino == theirs.st_ino;
 }
 
 }  // namespace

@@ -361,6 +361,10 @@ class Supervisor final : public LookingAfter {
         out_.failure(result.error());
         loss_ = result.error().exit == Exit::deadline ? Exit::deadline : Exit::undrained;
       } else {
+        if (options_.unit && main && current_->pid() == next.pid() && next.process()->ended()) {
+          current_ = old;  // the newcomer has ended after the service manager was told of it
+          name_main_process(old);
+        }
         return tl::unexpected(result.error());
       }
     } else {
