@@ -359,6 +359,9 @@ class Supervisor final : public LookingAfter {
       } else if (was_signalled(result.error()) || !old.running()) {
         // The newcomer serves, and the old one had something left: report that.
         out_.failure(result.error());
+        if (!was_signalled(result.error())) {
+          note_undrained_end(old);
+        }
         loss_ = result.error().exit == Exit::deadline ? Exit::deadline : Exit::undrained;
       } else {
         if (options_.unit && main && current_->pid() == next.pid() && next.process()->ended()) {
@@ -368,7 +371,7 @@ class Supervisor final : public LookingAfter {
         return tl::unexpected(result.error());
       }
     } else {
-      out_.note(fmt::format("process {} ended before it was drained", old.pid()));
+      note_undrained_end(old);
       loss_ = Exit::undrained;
     }
     static_cast<void>(hand_over());
@@ -377,6 +380,10 @@ class Supervisor final : public LookingAfter {
     }
     leaving_.push_back({old, kill_time(), true});
     return {};
+  }
+
+  void note_undrained_end(const Child& old) {
+    out_.note(fmt::format("process {} ended before it was drained", old.pid()));
   }
 
   [[nodiscard]] std::string serving(const Done& restart = {}) const {
