@@ -361,6 +361,8 @@ void declare(CLI::App& app, Arguments& a, std::function<Outcome<int>()>& run) {
   option(restart, "--signal", a.restart.signal, parse_signal, "signal that ends the server (TERM)",
          "NAME");
   add_method(restart, a.restart, a.restart.reuseport_only);
+  restart->add_flag("--allow-shared", a.restart.allow_shared,
+                    "even if another process holds the socket");
   restart->add_flag("--allow-last", a.restart.allow_last,
                     "even if the new server does not serve every address");
   restart->add_flag("--unit", a.restart.unit,

@@ -39,6 +39,7 @@ DrainOptions drain_options(const RestartOptions& options) {
   o.method = options.method;
   o.timeout = options.drain_timeout;
   o.signal = options.signal;
+  o.allow_shared = options.allow_shared;
   o.allow_last = options.allow_last;
   o.require = options.require;
   o.before_signal = options.before_signal;

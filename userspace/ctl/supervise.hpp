@@ -33,6 +33,7 @@ struct RestartOptions {
   std::string before_signal;
   std::optional<std::size_t> connections;
   std::optional<std::size_t> flows;
+  bool allow_shared = false;    ///< also sockets that another process holds
   bool allow_last = false;      ///< also addresses that the new server does not serve
   bool reuseport_only = false;  ///< listeners without SO_REUSEPORT end with their server
   bool unit = false;            ///< start or replace the server of this systemd unit, then return

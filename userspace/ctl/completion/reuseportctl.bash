@@ -61,7 +61,8 @@ _reuseportctl() {
 	drain) options="$selection --timeout --signal --method --require --ready --before-signal --connections --flows
 		--wait --await-newcomer --on-deadline --reuseport-only --allow-shared --allow-last --dry-run" ;;
 	restart) options='--ready --ready-timeout --timeout --stop-timeout --signal --method --require
-		--before-signal --connections --flows --reuseport-only --allow-last --unit --dry-run --' ;;
+		--before-signal --connections --flows --reuseport-only --allow-shared
+		--allow-last --unit --dry-run --' ;;
 	*) options="$commands --version -V" ;;
 	esac
 	mapfile -t COMPREPLY < <(compgen -W "$options $everywhere" -- "$cur")
