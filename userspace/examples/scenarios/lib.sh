@@ -28,7 +28,7 @@ needs() {
 # soon COMMAND…: waits at most 30 s until the command succeeds
 soon() {
 	local i
-	for ((i = 0; i < 600; i++)); do
+	for ((i = 0; i < 2400; i++)); do
 		"$@" && return
 		sleep 0.05
 	done

@@ -48,7 +48,7 @@ server() {
 	rm -rf "${TMPDIR:?}/$1-"*
 	: >"$TMPDIR/events"
 	if [[ $2 == restart ]]; then
-		"${at[@]}" "$ctl" restart --json --signal "$(quit_signal "$1")" -- "$top/$1/serve" "$port" \
+		"${at[@]}" "$ctl" restart --json --ready-timeout 100 --signal "$(quit_signal "$1")" -- "$top/$1/serve" "$port" \
 			>"$TMPDIR/events" 2>>"$TMPDIR/server.log" &
 		supervisor=$!
 		serving "$supervisor"
