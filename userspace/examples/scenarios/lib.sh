@@ -25,7 +25,7 @@ needs() {
 	echo nstat nsenter
 }
 
-# soon COMMAND…: waits at most 30 s until the command succeeds
+# soon COMMAND…: waits at most 120 s until the command succeeds
 soon() {
 	local i
 	for ((i = 0; i < 2400; i++)); do
