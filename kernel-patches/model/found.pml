@@ -51,8 +51,9 @@ inline join() {
 #endif
 		cb = 1
 	};
+	atomic { left = 0; alone = 0 };
 	set_any();
-	atomic { left = 0; alone = 0; end() };
+	end();
 	hashed = 1
 }
 

@@ -491,9 +491,6 @@ TEST_F(udp, connected_socket_is_no_member)
 	EXPECT_EQ(1, receive(c, 1));
 }
 
-/* Where connect() changes the address, it changes the group, too: that of the
- * wildcard address gets the socket back when it is disconnected.
- */
 /* Whether its SO_INCOMING_CPU counts goes by what it is: not that of a flow,
  * but that of the member which it is again when it disconnects.
  */
@@ -563,6 +560,47 @@ TEST_F(udp, connected_socket_with_a_cpu)
 	}
 }
 
+/* The CPU that the kernel notes in a socket while it is connected says nothing
+ * of what the user wants.
+ */
+TEST_F(udp, disconnected_socket_has_no_cpu)
+{
+	const struct path *p = variant->path;
+	struct sockaddr unspec = { .sa_family = AF_UNSPEC };
+	int port, a, b, c, client, n = 0, m = 0;
+	union addr addr;
+	cpu_set_t cpus;
+	socklen_t len;
+
+	CPU_ZERO(&cpus);
+	CPU_SET(0, &cpus);
+	ASSERT_EQ(0, sched_setaffinity(0, sizeof(cpus), &cpus));
+	port = free_port(p);
+	a = open_member(p->specific, SOCK_DGRAM, port);
+	ASSERT_LE(0, a);
+	b = open_member(p->specific, SOCK_DGRAM, port);
+	ASSERT_LE(0, b);
+	c = open_member_mode(p->specific, SOCK_DGRAM, port, OFF);
+	ASSERT_LE(0, c);
+	client = dial(p->dst, SOCK_DGRAM, port);
+	ASSERT_LE(0, client);
+	len = make_addr(&addr, p == &paths[IPV4_ON_IPV6] ? p->specific : p->dst,
+			local_port(client));
+	ASSERT_EQ(0, connect(b, &addr.sa, len));
+	ASSERT_EQ(8, send(client, "datagram", 8, 0));
+	ASSERT_EQ(1, receive(b, 1));
+	ASSERT_EQ(0, connect(b, &unspec, sizeof(unspec)));
+	/* A kernel may take who connects out of the group for good. */
+	if (get_info(a).group_id != get_info(b).group_id)
+		return;
+
+	SEND_ALL_TO(port);
+	EXPECT_TRUE(wait_for((n += receive_all(a)) + (m += receive_all(b)) ==
+			     NR_CLIENTS));
+	EXPECT_LT(0, n);
+	EXPECT_LT(0, m);
+}
+
 /* Cleared, it is in no group any more once its address changes: alone then,
  * and found.
  */
@@ -597,6 +635,9 @@ TEST_F(udp, reuseport_cleared_before_it_connects)
 	EXPECT_EQ(1, receive(b, 1));
 }
 
+/* Where connect() changes the address, it changes the group, too: that of the
+ * wildcard address gets the socket back when it is disconnected.
+ */
 TEST_F(udp, connecting_changes_the_group)
 {
 	const struct path *p = variant->path;
