@@ -61,6 +61,13 @@ FIXTURE_TEARDOWN(udp)
 {
 }
 
+static int disconnect(int fd)
+{
+	struct sockaddr unspec = { .sa_family = AF_UNSPEC };
+
+	return connect(fd, &unspec, sizeof(unspec));
+}
+
 /* Another member of the group. */
 #define JOIN(mode)							\
 	open_member_mode(variant->path->bind, SOCK_DGRAM, self->port, mode)
@@ -327,7 +334,6 @@ TEST_F(udp, reuseport_cleared_before_bind)
 /* Nor is there for one that was in a group until it was disconnected. */
 TEST_F(udp, reuseport_cleared_when_disconnected)
 {
-	struct sockaddr unspec = { .sa_family = AF_UNSPEC };
 	static const int modes[] = { STANDBY, OFF, ON };
 	const struct path *p = variant->path;
 	unsigned int i;
@@ -341,7 +347,7 @@ TEST_F(udp, reuseport_cleared_when_disconnected)
 		b = open_member_mode(p->bind, SOCK_DGRAM, local_port(fd),
 				     STANDBY);
 		ASSERT_LE(0, b);
-		ASSERT_EQ(0, connect(fd, &unspec, sizeof(unspec)));
+		ASSERT_EQ(0, disconnect(fd));
 		ASSERT_EQ(0, set_int(fd, SOL_SOCKET, SO_REUSEPORT, 0));
 		ASSERT_EQ(0, join(fd, p->bind, 0));
 
@@ -373,6 +379,17 @@ TEST_F(udp, reuseport_set_after_bind)
 	EXPECT_EQ(1, receive(fd, 1));
 }
 
+/* A client of @port, and the address that it sends from. */
+static int dial_from(const struct path *p, int port, union addr *addr,
+		     socklen_t *len)
+{
+	int client = dial(p->dst, SOCK_DGRAM, port);
+
+	*len = make_addr(addr, p == &paths[IPV4_ON_IPV6] ? p->specific : p->dst,
+			 local_port(client));
+	return client;
+}
+
 /* Connected to a client, the member keeps what that one sends; only that. */
 TEST_F(udp, connected_socket_keeps_its_datagrams)
 {
@@ -382,10 +399,8 @@ TEST_F(udp, connected_socket_keeps_its_datagrams)
 	socklen_t len;
 
 	ASSERT_LE(0, b);
-	client = dial(p->dst, SOCK_DGRAM, self->port);
+	client = dial_from(p, self->port, &addr, &len);
 	ASSERT_LE(0, client);
-	len = make_addr(&addr, p == &paths[IPV4_ON_IPV6] ? p->specific : p->dst,
-			local_port(client));
 	ASSERT_EQ(0, connect(self->a, &addr.sa, len));
 	ASSERT_EQ(8, send(client, "datagram", 8, 0));
 	EXPECT_EQ(1, receive(self->a, 1));
@@ -424,7 +439,6 @@ static int free_port(const struct path *p)
 TEST_F(udp, connected_socket_is_no_member)
 {
 	const struct path *p = variant->path;
-	struct sockaddr unspec = { .sa_family = AF_UNSPEC };
 	int port, a, b, c, client, i;
 	union addr addr;
 	socklen_t len;
@@ -439,10 +453,8 @@ TEST_F(udp, connected_socket_is_no_member)
 	ASSERT_LE(0, b);
 	c = open_member_mode(p->specific, SOCK_DGRAM, port, OFF);
 	ASSERT_LE(0, c);
-	client = dial(p->dst, SOCK_DGRAM, port);
+	client = dial_from(p, port, &addr, &len);
 	ASSERT_LE(0, client);
-	len = make_addr(&addr, p == &paths[IPV4_ON_IPV6] ? p->specific : p->dst,
-			local_port(client));
 	EXPECT_EQ(1, get_info(b).group_on);
 	EXPECT_TRUE(wait_for(is_drained(b)));
 
@@ -464,7 +476,7 @@ TEST_F(udp, connected_socket_is_no_member)
 		ASSERT_EQ(0, set_mode(a, ON));
 		EXPECT_EQ(0, get_info(b).group_on);
 
-		ASSERT_EQ(0, connect(a, &unspec, sizeof(unspec)));
+		ASSERT_EQ(0, disconnect(a));
 		/* A kernel may take who connects out of the group for good. */
 		if (get_info(a).group_id != get_info(b).group_id) {
 			EXPECT_EQ(0, get_info(b).group_on);
@@ -497,7 +509,6 @@ TEST_F(udp, connected_socket_is_no_member)
 TEST_F(udp, connected_socket_with_a_cpu)
 {
 	const struct path *p = variant->path;
-	struct sockaddr unspec = { .sa_family = AF_UNSPEC };
 	int port, a, b, c, client, i, n, m;
 	union addr addr;
 	cpu_set_t cpus;
@@ -519,17 +530,15 @@ TEST_F(udp, connected_socket_with_a_cpu)
 		ASSERT_LE(0, c);
 		if (!i)
 			close(c);
-		client = dial(p->dst, SOCK_DGRAM, port);
+		client = dial_from(p, port, &addr, &len);
 		ASSERT_LE(0, client);
-		len = make_addr(&addr, p == &paths[IPV4_ON_IPV6] ?
-				p->specific : p->dst, local_port(client));
 		ASSERT_EQ(0, connect(b, &addr.sa, len));
 		ASSERT_EQ(0, set_int(b, SOL_SOCKET, SO_INCOMING_CPU, 0));
 		SEND_ALL_TO(port);
 		EXPECT_EQ(NR_CLIENTS, receive(a, NR_CLIENTS));
 		EXPECT_EQ(0, receive_all(b));
 
-		ASSERT_EQ(0, connect(b, &unspec, sizeof(unspec)));
+		ASSERT_EQ(0, disconnect(b));
 		/* A kernel may take who connects out of the group for good. */
 		if (get_info(a).group_id == get_info(b).group_id) {
 			SEND_ALL_TO(port);
@@ -566,7 +575,6 @@ TEST_F(udp, connected_socket_with_a_cpu)
 TEST_F(udp, disconnected_socket_has_no_cpu)
 {
 	const struct path *p = variant->path;
-	struct sockaddr unspec = { .sa_family = AF_UNSPEC };
 	int port, a, b, c, client, n = 0, m = 0;
 	union addr addr;
 	cpu_set_t cpus;
@@ -582,14 +590,12 @@ TEST_F(udp, disconnected_socket_has_no_cpu)
 	ASSERT_LE(0, b);
 	c = open_member_mode(p->specific, SOCK_DGRAM, port, OFF);
 	ASSERT_LE(0, c);
-	client = dial(p->dst, SOCK_DGRAM, port);
+	client = dial_from(p, port, &addr, &len);
 	ASSERT_LE(0, client);
-	len = make_addr(&addr, p == &paths[IPV4_ON_IPV6] ? p->specific : p->dst,
-			local_port(client));
 	ASSERT_EQ(0, connect(b, &addr.sa, len));
 	ASSERT_EQ(8, send(client, "datagram", 8, 0));
 	ASSERT_EQ(1, receive(b, 1));
-	ASSERT_EQ(0, connect(b, &unspec, sizeof(unspec)));
+	ASSERT_EQ(0, disconnect(b));
 	/* A kernel may take who connects out of the group for good. */
 	if (get_info(a).group_id != get_info(b).group_id)
 		return;
@@ -607,7 +613,6 @@ TEST_F(udp, disconnected_socket_has_no_cpu)
 TEST_F(udp, reuseport_cleared_before_it_connects)
 {
 	const struct path *p = variant->path;
-	struct sockaddr unspec = { .sa_family = AF_UNSPEC };
 	int port, a, b, client;
 	union addr addr;
 	socklen_t len;
@@ -618,14 +623,12 @@ TEST_F(udp, reuseport_cleared_before_it_connects)
 	b = open_member_mode(p->any, SOCK_DGRAM, port, STANDBY);
 	ASSERT_LE(0, b);
 	ASSERT_EQ(0, set_int(b, SOL_SOCKET, SO_REUSEPORT, 0));
-	client = dial(p->dst, SOCK_DGRAM, port);
+	client = dial_from(p, port, &addr, &len);
 	ASSERT_LE(0, client);
-	len = make_addr(&addr, p == &paths[IPV4_ON_IPV6] ? p->specific : p->dst,
-			local_port(client));
 	ASSERT_EQ(0, connect(b, &addr.sa, len));
 	ASSERT_EQ(8, send(client, "datagram", 8, 0));
 	EXPECT_EQ(1, receive(b, 1));
-	ASSERT_EQ(0, connect(b, &unspec, sizeof(unspec)));
+	ASSERT_EQ(0, disconnect(b));
 	EXPECT_EQ(STANDBY, get_mode(b));
 	EXPECT_EQ(0, get_info(b).group_id);
 	EXPECT_EQ(1, get_info(a).group_on);
@@ -641,7 +644,6 @@ TEST_F(udp, reuseport_cleared_before_it_connects)
 TEST_F(udp, connecting_changes_the_group)
 {
 	const struct path *p = variant->path;
-	struct sockaddr unspec = { .sa_family = AF_UNSPEC };
 	int a, b, port, client, mode;
 	union addr addr;
 	socklen_t len;
@@ -651,14 +653,12 @@ TEST_F(udp, connecting_changes_the_group)
 	for (mode = OFF; mode <= STANDBY; mode++) {
 		a = open_member_mode(p->any, SOCK_DGRAM, port, mode);
 		ASSERT_LE(0, a);
-		client = dial(p->dst, SOCK_DGRAM, port);
+		client = dial_from(p, port, &addr, &len);
 		ASSERT_LE(0, client);
-		len = make_addr(&addr, p == &paths[IPV4_ON_IPV6] ?
-				p->specific : p->dst, local_port(client));
 		ASSERT_EQ(0, connect(a, &addr.sa, len));
 		ASSERT_EQ(8, send(client, "datagram", 8, 0));
 		EXPECT_EQ(1, receive(a, 1));
-		ASSERT_EQ(0, connect(a, &unspec, sizeof(unspec)));
+		ASSERT_EQ(0, disconnect(a));
 		EXPECT_EQ(mode, get_mode(a));
 
 		/* Alone, STANDBY is to be found. */
@@ -675,7 +675,7 @@ TEST_F(udp, connecting_changes_the_group)
 		ASSERT_EQ(0, connect(a, &addr.sa, len));
 		EXPECT_EQ(1, get_info(b).group_on);
 		EXPECT_EQ(0, get_info(b).group_off + get_info(b).group_standby);
-		ASSERT_EQ(0, connect(a, &unspec, sizeof(unspec)));
+		ASSERT_EQ(0, disconnect(a));
 		EXPECT_EQ(get_info(b).group_id, get_info(a).group_id);
 		EXPECT_EQ(1, get_info(b).group_off + get_info(b).group_standby);
 		SEND_ALL_TO(port);
@@ -694,7 +694,6 @@ TEST_F(udp, connecting_changes_the_group)
 TEST_F(udp, mode_of_one_that_was_connected)
 {
 	const struct path *p = variant->path;
-	struct sockaddr unspec = { .sa_family = AF_UNSPEC };
 	int a, b, port, client;
 	union addr addr;
 	socklen_t len;
@@ -704,12 +703,10 @@ TEST_F(udp, mode_of_one_that_was_connected)
 	ASSERT_LE(0, a);
 	b = open_member(p->any, SOCK_DGRAM, port);
 	ASSERT_LE(0, b);
-	client = dial(p->dst, SOCK_DGRAM, port);
+	client = dial_from(p, port, &addr, &len);
 	ASSERT_LE(0, client);
-	len = make_addr(&addr, p == &paths[IPV4_ON_IPV6] ? p->specific : p->dst,
-			local_port(client));
 	ASSERT_EQ(0, connect(a, &addr.sa, len));
-	ASSERT_EQ(0, connect(a, &unspec, sizeof(unspec)));
+	ASSERT_EQ(0, disconnect(a));
 	ASSERT_EQ(0, set_mode(a, STANDBY));
 	EXPECT_EQ(get_info(b).group_id, get_info(a).group_id);
 	EXPECT_EQ(1, get_info(b).group_on);
@@ -735,10 +732,8 @@ TEST_F(udp, connected_before_the_group)
 	ASSERT_LE(0, a);
 	ASSERT_EQ(0, join(a, p->specific, 0));
 	port = local_port(a);
-	client = dial(p->dst, SOCK_DGRAM, port);
+	client = dial_from(p, port, &addr, &len);
 	ASSERT_LE(0, client);
-	len = make_addr(&addr, p == &paths[IPV4_ON_IPV6] ? p->specific : p->dst,
-			local_port(client));
 	ASSERT_EQ(0, connect(a, &addr.sa, len));
 	ASSERT_EQ(0, set_int(a, SOL_SOCKET, SO_REUSEPORT, 1));
 	ASSERT_EQ(0, set_mode(a, OFF));
@@ -758,7 +753,6 @@ TEST_F(udp, connected_before_the_group)
 TEST_F(udp, disconnecting_unsettles_standby)
 {
 	const struct path *p = variant->path;
-	struct sockaddr unspec = { .sa_family = AF_UNSPEC };
 	int a, b, client, i;
 	bool seen = false;
 	union addr addr;
@@ -768,17 +762,15 @@ TEST_F(udp, disconnecting_unsettles_standby)
 	ASSERT_LE(0, a);
 	b = open_member_mode(p->specific, SOCK_DGRAM, local_port(a), STANDBY);
 	ASSERT_LE(0, b);
-	client = dial(p->dst, SOCK_DGRAM, local_port(a));
+	client = dial_from(p, local_port(a), &addr, &len);
 	ASSERT_LE(0, client);
-	len = make_addr(&addr, p == &paths[IPV4_ON_IPV6] ? p->specific : p->dst,
-			local_port(client));
 	for (i = 0; i < 20 && !seen; i++) {
 		ASSERT_EQ(0, connect(a, &addr.sa, len));
 		ASSERT_TRUE(wait_for(is_settled(b)));
 		/* A kernel may take who connects out of the group for good. */
 		if (get_info(a).group_id != get_info(b).group_id)
 			return;
-		ASSERT_EQ(0, connect(a, &unspec, sizeof(unspec)));
+		ASSERT_EQ(0, disconnect(a));
 		seen = !is_settled(b);
 		EXPECT_EQ(1, get_info(b).group_on);
 	}
@@ -862,22 +854,19 @@ TEST_F(udp, queued_is_never_0_with_a_datagram)
 TEST_F(udp, connected_while_off)
 {
 	const struct path *p = variant->path;
-	struct sockaddr unspec = { .sa_family = AF_UNSPEC };
 	int b = JOIN(OFF), client;
 	union addr addr;
 	socklen_t len;
 
 	ASSERT_LE(0, b);
-	client = dial(p->dst, SOCK_DGRAM, self->port);
+	client = dial_from(p, self->port, &addr, &len);
 	ASSERT_LE(0, client);
-	len = make_addr(&addr, p == &paths[IPV4_ON_IPV6] ? p->specific : p->dst,
-			local_port(client));
 	ASSERT_EQ(0, connect(b, &addr.sa, len));
 	ASSERT_EQ(8, send(client, "datagram", 8, 0));
 	EXPECT_EQ(1, receive(b, 1));
 
 	/* Disconnected it is OFF again, in a group or not. */
-	ASSERT_EQ(0, connect(b, &unspec, sizeof(unspec)));
+	ASSERT_EQ(0, disconnect(b));
 	EXPECT_EQ(self->port, local_port(b));
 	EXPECT_EQ(OFF, get_mode(b));
 	ASSERT_EQ(8, send(client, "datagram", 8, 0));
