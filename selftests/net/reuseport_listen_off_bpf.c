@@ -512,4 +512,30 @@ TEST_F(bpf, sk_lookup_naming_the_group)
 		EXPECT_EQ(2, WHO());
 }
 
+/* A program attached before bind() stays, although SO_REUSEPORT is cleared when
+ * the socket begins to listen; others may join it once that is set again.
+ */
+TEST(program_stays_with_reuseport_cleared)
+{
+	const struct path *p;
+	int a, b, i;
+
+	ASSERT_EQ(0, enter_netns());
+	for (p = paths; p < paths + NR_PATHS; p++) {
+		a = new_member(p->bind, SOCK_STREAM);
+		ASSERT_LE(0, a);
+		ASSERT_EQ(0, attach_index(a, 1));
+		ASSERT_EQ(0, set_int(a, SOL_SOCKET, SO_REUSEPORT, 0));
+		ASSERT_EQ(0, join(a, p->bind, 0));
+		ASSERT_EQ(0, set_int(a, SOL_SOCKET, SO_REUSEPORT, 1));
+		b = open_member(p->bind, SOCK_STREAM, local_port(a));
+		ASSERT_LE(0, b);
+		for (i = 0; i < 8; i++)
+			ASSERT_LE(0, dial(p->dst, SOCK_STREAM, local_port(a)));
+		EXPECT_EQ(8, wait_queued(b, 8));
+		close(a);
+		close(b);
+	}
+}
+
 TEST_HARNESS_MAIN
