@@ -389,7 +389,7 @@ Result<Fd> Process::network_namespace() const {
       break;
     }
   }
-  if (!ns && ended()) {
+  if (!ns && ending()) {  // an exiting process gives its namespaces up before it has ended
     return fail("open(/proc/PID/ns/net)", ESRCH, gone_hint(pid_));
   }
   if (!ns) {
