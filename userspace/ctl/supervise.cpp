@@ -357,7 +357,7 @@ class Supervisor final : public LookingAfter {
       if (result) {
         drained = std::move(*result);
         loss_ = drained->drained ? loss_ : Exit::undrained;
-      } else if (was_signalled(result.error()) || !old.running() || old.process()->ending()) {
+      } else if (was_signalled(result.error()) || old.process()->ending()) {
         // The newcomer serves, and the old one had something left: report that.
         out_.failure(result.error());
         if (!was_signalled(result.error())) {

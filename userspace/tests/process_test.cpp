@@ -6,6 +6,7 @@
 #include <signal.h>  // NOLINT(modernize-deprecated-headers): kill(), which csignal lacks
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -278,6 +279,26 @@ TEST_F(ProcessTest, tree_has_children_and_their_children) {
   EXPECT_EQ(process_tree(0x7ffffff0).error().errnum, ESRCH);
   ::close(pipe_fd[0]);
   ::close(pipe_fd[1]);
+}
+
+// Without a free descriptor nothing is known of its threads.
+TEST_F(ProcessTest, what_cannot_be_looked_at_is_not_ending) {
+  const Child child;
+  const auto p = Process::open(child.pid());
+  ASSERT_TRUE(p);
+  rlimit limit{};
+  ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &limit), 0);
+  const rlimit none{0, limit.rlim_max};
+  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &none), 0);
+  const bool ending = p->ending();
+  const auto netns = p->network_namespace();
+  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &limit), 0);
+  EXPECT_FALSE(ending);
+  ASSERT_FALSE(netns);
+  EXPECT_EQ(netns.error().errnum, EMFILE);
+  EXPECT_FALSE(p->ending());
+  ASSERT_EQ(::kill(child.pid(), SIGKILL), 0);
+  EXPECT_TRUE(test::eventually([&] { return p->ending(); }));
 }
 
 TEST_F(ProcessTest, command_and_namespace) {

@@ -108,26 +108,37 @@ Look each_socket_in(int dirfd, const char* path, F&& f) {
   return errno == 0 ? result : errno == EACCES || errno == EPERM ? Look::denied : Look::failed;
 }
 
-/// The threads of the process whose /proc/PID is @p proc, except exiting ones.
-std::vector<std::string> live_threads(int proc) {
+/// The threads of the process whose /proc/PID is @p proc, except exiting ones. One that cannot be
+/// looked at may be live. Nothing: the list cannot be read.
+std::optional<std::vector<std::string>> look_for_threads(int proc) {
   std::vector<std::string> out;
   const int opened = ::openat(proc, "task", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   const Dir dir(opened >= 0 ? ::fdopendir(opened) : nullptr);
-  while (const dirent* entry = dir ? ::readdir(dir.get()) : nullptr) {
+  if (!dir) {
+    return std::nullopt;
+  }
+  while (const dirent* entry = ::readdir(dir.get())) {
     if (!parse_number<pid_t>(entry->d_name)) {
       continue;
     }
     std::string task = std::string("task/") + entry->d_name;
     const auto stat = detail::read_file_at(proc, task + "/stat");
-    if (stat && !detail::parse_stat_ends(*stat)) {
+    const bool gone = stat ? detail::parse_stat_ends(*stat)
+                           : stat.error().errnum == ENOENT || stat.error().errnum == ESRCH;
+    if (!gone) {
       out.push_back(std::move(task));
     }
   }
   return out;
 }
 
-/// The same for a process. If its first thread has ended, that one shows no descriptors: read
-/// another thread's, which are the same.
+/// The same; none if the list cannot be read.
+std::vector<std::string> live_threads(int proc) {
+  return look_for_threads(proc).value_or(std::vector<std::string>{});
+}
+
+/// Like each_socket_in(), for a process. If its first thread has ended, that one shows no
+/// descriptors: read another thread's, which are the same.
 template <typename F>
 Look each_socket(int proc, F&& f) {
   const Look first = each_socket_in(proc, "fd", f);
@@ -288,7 +299,11 @@ bool Process::ended(std::chrono::milliseconds timeout) const {
 }
 
 bool Process::ending() const {
-  return ended() || (proc_ && live_threads(proc_.get()).empty());
+  if (ended()) {
+    return true;
+  }
+  const auto threads = proc_ ? look_for_threads(proc_.get()) : std::nullopt;
+  return threads && threads->empty();
 }
 
 Result<std::vector<SocketRef>> Process::sockets() const {

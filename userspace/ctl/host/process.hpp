@@ -48,7 +48,8 @@ class Process {
   /// Whether it has ended (a zombie has), waiting up to @p timeout.
   [[nodiscard]] bool ended(std::chrono::milliseconds timeout = {}) const;
 
-  /// Whether it has ended or is about to: its descriptors may be closed already.
+  /// Whether it has ended or is about to: its descriptors may be closed already. False if that
+  /// cannot be found out.
   [[nodiscard]] bool ending() const;
 
   /// Whether its descriptor @p fd is still socket @p inode. False once it has ended. If its first
