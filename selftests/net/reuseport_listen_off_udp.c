@@ -390,18 +390,28 @@ static int dial_from(const struct path *p, int port, union addr *addr,
 	return client;
 }
 
+/* A client of @port that @fd is connected to. */
+static int connect_to_client(const struct path *p, int port, int fd)
+{
+	union addr addr;
+	socklen_t len;
+	int client;
+
+	client = dial_from(p, port, &addr, &len);
+	if (client >= 0 && connect(fd, &addr.sa, len))
+		return -errno;
+	return client;
+}
+
 /* Connected to a client, the member keeps what that one sends; only that. */
 TEST_F(udp, connected_socket_keeps_its_datagrams)
 {
 	const struct path *p = variant->path;
 	int b = JOIN(ON), client, i;
-	union addr addr;
-	socklen_t len;
 
 	ASSERT_LE(0, b);
-	client = dial_from(p, self->port, &addr, &len);
+	client = connect_to_client(p, self->port, self->a);
 	ASSERT_LE(0, client);
-	ASSERT_EQ(0, connect(self->a, &addr.sa, len));
 	ASSERT_EQ(8, send(client, "datagram", 8, 0));
 	EXPECT_EQ(1, receive(self->a, 1));
 
@@ -576,9 +586,7 @@ TEST_F(udp, disconnected_socket_has_no_cpu)
 {
 	const struct path *p = variant->path;
 	int port, a, b, c, client, n = 0, m = 0;
-	union addr addr;
 	cpu_set_t cpus;
-	socklen_t len;
 
 	CPU_ZERO(&cpus);
 	CPU_SET(0, &cpus);
@@ -590,9 +598,8 @@ TEST_F(udp, disconnected_socket_has_no_cpu)
 	ASSERT_LE(0, b);
 	c = open_member_mode(p->specific, SOCK_DGRAM, port, OFF);
 	ASSERT_LE(0, c);
-	client = dial_from(p, port, &addr, &len);
+	client = connect_to_client(p, port, b);
 	ASSERT_LE(0, client);
-	ASSERT_EQ(0, connect(b, &addr.sa, len));
 	ASSERT_EQ(8, send(client, "datagram", 8, 0));
 	ASSERT_EQ(1, receive(b, 1));
 	ASSERT_EQ(0, disconnect(b));
@@ -614,8 +621,6 @@ TEST_F(udp, reuseport_cleared_before_it_connects)
 {
 	const struct path *p = variant->path;
 	int port, a, b, client;
-	union addr addr;
-	socklen_t len;
 
 	port = free_port(p);
 	a = open_member(p->any, SOCK_DGRAM, port);
@@ -623,9 +628,8 @@ TEST_F(udp, reuseport_cleared_before_it_connects)
 	b = open_member_mode(p->any, SOCK_DGRAM, port, STANDBY);
 	ASSERT_LE(0, b);
 	ASSERT_EQ(0, set_int(b, SOL_SOCKET, SO_REUSEPORT, 0));
-	client = dial_from(p, port, &addr, &len);
+	client = connect_to_client(p, port, b);
 	ASSERT_LE(0, client);
-	ASSERT_EQ(0, connect(b, &addr.sa, len));
 	ASSERT_EQ(8, send(client, "datagram", 8, 0));
 	EXPECT_EQ(1, receive(b, 1));
 	ASSERT_EQ(0, disconnect(b));
@@ -695,17 +699,14 @@ TEST_F(udp, mode_of_one_that_was_connected)
 {
 	const struct path *p = variant->path;
 	int a, b, port, client;
-	union addr addr;
-	socklen_t len;
 
 	port = free_port(p);
 	a = open_member(p->any, SOCK_DGRAM, port);
 	ASSERT_LE(0, a);
 	b = open_member(p->any, SOCK_DGRAM, port);
 	ASSERT_LE(0, b);
-	client = dial_from(p, port, &addr, &len);
+	client = connect_to_client(p, port, a);
 	ASSERT_LE(0, client);
-	ASSERT_EQ(0, connect(a, &addr.sa, len));
 	ASSERT_EQ(0, disconnect(a));
 	ASSERT_EQ(0, set_mode(a, STANDBY));
 	EXPECT_EQ(get_info(b).group_id, get_info(a).group_id);
@@ -725,16 +726,13 @@ TEST_F(udp, connected_before_the_group)
 {
 	const struct path *p = variant->path;
 	int a, b, port, client, i;
-	union addr addr;
-	socklen_t len;
 
 	a = socket(family_of(p->bind), SOCK_DGRAM | SOCK_NONBLOCK, 0);
 	ASSERT_LE(0, a);
 	ASSERT_EQ(0, join(a, p->specific, 0));
 	port = local_port(a);
-	client = dial_from(p, port, &addr, &len);
+	client = connect_to_client(p, port, a);
 	ASSERT_LE(0, client);
-	ASSERT_EQ(0, connect(a, &addr.sa, len));
 	ASSERT_EQ(0, set_int(a, SOL_SOCKET, SO_REUSEPORT, 1));
 	ASSERT_EQ(0, set_mode(a, OFF));
 	b = open_member(p->specific, SOCK_DGRAM, port);
@@ -855,13 +853,10 @@ TEST_F(udp, connected_while_off)
 {
 	const struct path *p = variant->path;
 	int b = JOIN(OFF), client;
-	union addr addr;
-	socklen_t len;
 
 	ASSERT_LE(0, b);
-	client = dial_from(p, self->port, &addr, &len);
+	client = connect_to_client(p, self->port, b);
 	ASSERT_LE(0, client);
-	ASSERT_EQ(0, connect(b, &addr.sa, len));
 	ASSERT_EQ(8, send(client, "datagram", 8, 0));
 	EXPECT_EQ(1, receive(b, 1));
 
