@@ -145,7 +145,11 @@ Look each_socket(int proc, F&& f) {
   if (first != Look::empty) {
     return first;
   }
-  for (const std::string& task : live_threads(proc)) {
+  const auto threads = look_for_threads(proc);
+  if (!threads) {
+    return Look::failed;  // not "no sockets"
+  }
+  for (const std::string& task : *threads) {
     const Look look = each_socket_in(proc, (task + "/fd").c_str(), f);
     if (look != Look::empty) {
       return look;
