@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "core_drain.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cerrno>
 
@@ -116,7 +118,9 @@ Done CoreDrain::start(Clock::time_point deadline) {
     got = got == 0 ? reuseport_drain_start(drain) : got;
     if (got != 0) {
       Failure failure = drain != nullptr ? failure_of(part) : Failure(Error{"drain", -got, {}});
-      undo();
+      if (auto back = undo(); !back) {
+        failure.hint = back.error().line();
+      }
       return failed(failure);
     }
   }
@@ -194,18 +198,35 @@ bool CoreDrain::look() {
   return all;
 }
 
-void CoreDrain::undo() {
+Done CoreDrain::undo() {
+  std::optional<Failure> first;
+  std::size_t stuck = 0;
   for (Part& part : parts_) {
     if (part.drain) {
       static_cast<void>(reuseport_drain_undo(part.drain.get()));  // fails if done: see below
     }
   }
   for (std::size_t i = 0; i < targets_.size(); i++) {
-    if (!seen_[i].closed && targets_[i].fd && seen_[i].looked &&
-        provider_.set_mode(targets_[i].fd.get(), static_cast<int>(seen_[i].before)) == 0) {
+    if (seen_[i].closed || !targets_[i].fd || !seen_[i].looked) {
+      continue;
+    }
+    const int got = provider_.set_mode(targets_[i].fd.get(), static_cast<int>(seen_[i].before));
+    if (got == 0) {
       seen_[i].info.mode = seen_[i].before;
+      continue;
+    }
+    stuck++;
+    if (!first) {
+      first = Failure(Error{"set the old mode again", -got, {}}, targets_[i].str());
     }
   }
+  stuck_ = stuck != 0;
+  if (!first) {
+    return {};
+  }
+  first->hint = fmt::format("{} of {} listeners may still be STANDBY: see reuseportctl list", stuck,
+                            targets_.size());
+  return failed(std::move(*first));
 }
 
 }  // namespace reuseport::ctl

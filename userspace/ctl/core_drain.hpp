@@ -38,7 +38,8 @@ class CoreDrain {
   CoreDrain& operator=(CoreDrain&&) = delete;
   ~CoreDrain();
 
-  /// Switches all or none. errnum EADDRNOTAVAIL: a group has no other ON member.
+  /// Switches all or none. errnum EADDRNOTAVAIL: a group has no other ON member. If a listener
+  /// could not be set back, the hint says so, and stuck() is true.
   [[nodiscard]] Done start(Clock::time_point deadline);
 
   /// One step. Returns how long to wait before the next, or nothing when done.
@@ -56,8 +57,9 @@ class CoreDrain {
   /// An address whose newcomer is gone: its group has no ON member left. Empty: none.
   [[nodiscard]] const std::string& deserted() const { return deserted_; }
 
-  /// Restores the mode of every listener that is still open.
-  void undo();
+  /// Restores the mode of every listener that is still open. Fails with what could not be restored.
+  [[nodiscard]] Done undo();
+  [[nodiscard]] bool stuck() const { return stuck_; }
 
   [[nodiscard]] const std::vector<Seen>& seen() const { return seen_; }
 
@@ -85,6 +87,7 @@ class CoreDrain {
   std::vector<Seen> seen_;
   std::unordered_map<int, std::size_t> by_fd_;
   std::string deserted_;
+  bool stuck_ = false;
 };
 
 }  // namespace reuseport::ctl

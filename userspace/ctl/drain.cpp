@@ -92,7 +92,7 @@ class Drain {
       }
       around_.out.progress("waiting: " + obstacle->failure.message);
       if (!wait(obstacle_pause)) {
-        return failed(around_.waiter.why());
+        return failed(nothing_changed(around_.waiter.why()));
       }
     }
   }
@@ -404,7 +404,7 @@ class Drain {
         return failed(Failure(Exit::deadline, "--ready has not succeeded", "nothing was changed"));
       }
       if (!wait(obstacle_pause)) {
-        return failed(around_.waiter.why());
+        return failed(nothing_changed(around_.waiter.why()));
       }
     }
     return take_again();
@@ -431,11 +431,14 @@ class Drain {
       if (ok) {
         return std::nullopt;
       }
-      core_->undo();
-      return Obstacle{ok.error(), Lasts::for_good};
+      return Obstacle{set_back(ok.error()), Lasts::for_good};
     }
+    const bool stuck = core_->stuck();
     core_.reset();
     Failure failure = ok.error();
+    if (stuck) {
+      return Obstacle{failure, Lasts::for_good};
+    }
     if (failure.errnum == EADDRNOTAVAIL) {
       failure.exit = Exit::last_on;
       return Obstacle{failure, options_.await_newcomer ? Lasts::to_the_deadline : Lasts::for_good};
@@ -519,9 +522,8 @@ class Drain {
     result_.drained = false;
     Failure failure(Exit::deadline, fmt::format("deadline hit with {} left", result_.left()));
     if (options_.at_deadline == AtDeadline::restore && core_) {
-      core_->undo();
+      failure = set_back(std::move(failure));
       record();
-      failure.hint = "every listener has its old mode again";
     } else if (options_.at_deadline == AtDeadline::signal && options_.signal) {
       return {};
     } else if (result_.method == Method::option_bpf) {
@@ -533,11 +535,24 @@ class Drain {
     return failed(std::move(failure));
   }
 
-  Done undone(Failure failure) {
-    if (core_) {
-      core_->undo();
+  Done undone(Failure failure) { return failed(set_back(std::move(failure))); }
+
+  /// Sets the listeners back, and returns @p failure with a hint that says what came of it.
+  Failure set_back(Failure failure) {
+    if (!core_) {
+      return failure;
     }
-    return failed(std::move(failure));
+    if (const auto back = core_->undo(); !back) {
+      failure.hint = back.error().line();
+    } else if (failure.hint.empty()) {
+      failure.hint = "each listener that is still open has its old mode again";
+    }
+    return failure;
+  }
+
+  static Failure nothing_changed(Failure failure) {
+    failure.hint = "nothing was changed";
+    return failure;
   }
 
   // --- leave: between drained and the signal ---
@@ -557,9 +572,9 @@ class Drain {
         return at_deadline();
       }
       if (*said != 0) {
-        return undone(Failure(Clock::now() >= deadline_ ? Exit::deadline : Exit::error,
-                              fmt::format("--before-signal exited with {}: no signal sent", *said),
-                              core_ ? "every listener has its old mode again" : ""));
+        return undone(
+            Failure(Clock::now() >= deadline_ ? Exit::deadline : Exit::error,
+                    fmt::format("--before-signal exited with {}: no signal sent", *said)));
       }
     }
     auto pause = std::chrono::milliseconds(poll_first);
@@ -710,8 +725,12 @@ class Drain {
       }
       refresh();
       if (!wait(pause)) {
-        return failed(Failure(Exit::error, options_.signal ? "stopped after the signal was sent"
-                                                           : around_.waiter.why().message));
+        Failure failure = around_.waiter.why();
+        if (result_.signalled) {
+          failure.hint = fmt::format("{} was sent before", signal_name(*options_.signal));
+        }
+        failure.detail = detail();
+        return failed(std::move(failure));
       }
       pause = std::min<std::chrono::milliseconds>(pause * 2, poll_most);
     }
@@ -743,11 +762,13 @@ class Drain {
 
   Done undone_without_fds(const Error& error) {
     if (core_) {
-      if (auto ok = take_again(); ok) {
-        core_->undo();
+      if (auto again = take_again(); !again) {
+        Failure failure(error);
+        failure.hint = "the listeners were not set back: " + again.error().line();
+        return failed(std::move(failure));
       }
     }
-    return failed(error);
+    return undone(Failure(error));
   }
 
   /// Closing a drained STANDBY listener loses nothing if the newcomer stayed to the end.

@@ -3,11 +3,12 @@
 //
 //   choose the targets and the method, check, run the core's drain, leave, signal, wait
 //
-//   option      STANDBY ... nothing half-open, nothing queued ... signal ... closed ... newcomer
-//   seen option-bpf  the same, provided by BPF for the time of this drain migrate     signal; the
-//   kernel moves what is left at close() (net.ipv4.tcp_migrate_req, never
-//               set by this tool)
+// clang-format off
+//   option      STANDBY ... nothing half-open, nothing queued ... signal ... closed ... newcomer seen
+//   option-bpf  the same, provided by BPF for the time of this drain
+//   migrate     signal; the kernel moves what is left at close() (net.ipv4.tcp_migrate_req, never set by this tool)
 //   close       signal; what the server has not accepted is reset
+// clang-format on
 //
 // The listeners stay in STANDBY until their server closes them: if the newcomer dies, or this tool,
 // or both, the old server serves again.
@@ -102,6 +103,8 @@ struct DrainResult {
 
 /// Whether a drain that failed has sent its signal anyway.
 [[nodiscard]] bool was_signalled(const Failure& failure);
+/// Whether nothing was left when a drain failed.
+[[nodiscard]] bool was_drained(const Failure& failure);
 
 /// What a drain uses of its caller.
 struct Surroundings {

@@ -65,6 +65,10 @@ bool was_signalled(const Failure& failure) {
   return failure.detail.is_object() && failure.detail.value("signalled", false);
 }
 
+bool was_drained(const Failure& failure) {
+  return failure.detail.is_object() && failure.detail.value("drained", false);
+}
+
 std::string DrainResult::text() const {
   std::string out;
   for (const Drained& d : listeners) {

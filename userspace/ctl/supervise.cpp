@@ -128,7 +128,7 @@ class Supervisor final : public LookingAfter {
   }
 
   [[nodiscard]] Failure why() const override {
-    return {Exit::error, "asked to stop during a restart; the old server has its listeners back"};
+    return {Exit::error, "asked to stop during a restart"};
   }
 
  private:
@@ -363,7 +363,9 @@ class Supervisor final : public LookingAfter {
         if (!was_signalled(result.error())) {
           note_undrained_end(old);
         }
-        loss_ = result.error().exit == Exit::deadline ? Exit::deadline : Exit::undrained;
+        loss_ = result.error().exit == Exit::deadline ? Exit::deadline
+                : was_drained(result.error())         ? loss_
+                                                      : Exit::undrained;
       } else {
         if (options_.unit && main && current_->pid() == next.pid() && next.process()->ended()) {
           current_ = old;  // the newcomer has ended after the service manager was told of it

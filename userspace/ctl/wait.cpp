@@ -96,8 +96,7 @@ bool SignalWaiter::wait(std::chrono::milliseconds time) {
 }
 
 Failure SignalWaiter::why() const {
-  return {Exit::error, fmt::format("stopped by {}; every listener has its old mode again",
-                                   signal_name(signal_))};
+  return {Exit::error, fmt::format("stopped by {}", signal_name(signal_))};
 }
 
 }  // namespace reuseport::ctl

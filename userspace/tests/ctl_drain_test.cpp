@@ -134,6 +134,31 @@ TEST_F(CtlTest, killed_half_way_by_a_signal_it_restores) {
   }
 }
 
+TEST_F(CtlTest, a_listener_that_cannot_be_set_back_is_reported) {
+  if (!test::expect_supported()) {
+    return;  // by BPF the mode of each ends with the drain
+  }
+  const Running old = server(1, "defer");
+  const Fd client = connected();
+  const Running fresh = server(1, "defer");
+  const auto before = modes();
+  auto drain = start_tool({"drain", "--json", "--pid", pid_of(old)});
+  ASSERT_TRUE(test::eventually([&] { return at_work(drain, before); })) << drain.peek().err;
+  const auto process = Process::open(old.pid());
+  const auto sockets = process->sockets();
+  ASSERT_FALSE(sockets->empty());
+  for (const SocketRef& ref : *sockets) {
+    const int no = 0;  // the option needs it
+    const auto copy = process->duplicate(ref.fd, ref.inode);
+    ASSERT_EQ(::setsockopt(copy->get(), SOL_SOCKET, SO_REUSEPORT, &no, sizeof(no)), 0);
+  }
+  drain.signal(SIGTERM);
+  const auto ran = drain.result();
+  EXPECT_EQ(ran.code, 1) << ran.out;
+  const auto hint = ran.doc()["error"]["hint"].get<std::string>();
+  EXPECT_NE(hint.find("1 of 1 listeners may still be STANDBY"), std::string::npos) << hint;
+}
+
 /// A server again that has the number @p pid, which must be free.
 pid_t server_with_number(pid_t pid, const std::string& how) {
   clone_args args{};
