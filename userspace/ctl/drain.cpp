@@ -728,6 +728,8 @@ class Drain {
         Failure failure = around_.waiter.why();
         if (result_.signalled) {
           failure.hint = fmt::format("{} was sent before", signal_name(*options_.signal));
+        } else if (ends_with_us) {
+          failure.hint = "listeners that are still open get new connections again";
         }
         failure.detail = detail();
         return failed(std::move(failure));

@@ -322,7 +322,7 @@ class Supervisor final : public LookingAfter {
     event("restarted", facts);
     out_.note(fmt::format(
         "restarted: {} -> {}, {}", old, next->pid(),
-        !drained ? "not drained"
+        !drained ? "its drain did not finish"
         : drained->drained
             ? fmt::format("drained by {}", to_string(drained->method))
             : fmt::format("not drained ({}): {}", to_string(drained->method), drained->reason)));

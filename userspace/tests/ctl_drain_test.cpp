@@ -159,6 +159,26 @@ TEST_F(CtlTest, a_listener_that_cannot_be_set_back_is_reported) {
   EXPECT_NE(hint.find("1 of 1 listeners may still be STANDBY"), std::string::npos) << hint;
 }
 
+TEST_F(CtlTest, stopped_after_the_signal_it_says_so) {
+  const Running old = server(1);
+  const Running fresh = server(1);
+  ::kill(old.pid(), SIGSTOP);  // so the signal stays pending
+  auto drain = start_tool({"drain", "--json", "--wait", "--pid", pid_of(old), "--signal", "TERM"});
+  ASSERT_TRUE(test::eventually([&] {
+    std::ifstream status("/proc/" + pid_of(old) + "/status");
+    const std::string text(std::istreambuf_iterator<char>(status), {});
+    return text.find("ShdPnd:\t0000000000004000") != std::string::npos;
+  })) << drain.peek().err;
+  drain.signal(SIGINT);
+  const auto ran = drain.result();
+  EXPECT_EQ(ran.code, 1) << ran.out;
+  const json error = ran.doc()["error"];
+  EXPECT_EQ(error["hint"], "SIGTERM was sent before");
+  EXPECT_EQ(error["detail"]["signalled"], true);
+  EXPECT_EQ(error["detail"]["drained"], true);
+  EXPECT_EQ(error["detail"]["ended"], false);
+}
+
 /// A server again that has the number @p pid, which must be free.
 pid_t server_with_number(pid_t pid, const std::string& how) {
   clone_args args{};
