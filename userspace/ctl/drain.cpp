@@ -45,8 +45,8 @@ using Lasts = Obstacle::Lasts;
 
 class Drain {
  public:
-  Drain(const DrainOptions& options, ProcessPtr server, const Surroundings& around)
-      : options_(options), server_(std::move(server)), around_(around) {
+  Drain(const DrainOptions& options, ProcessPtr server, Surroundings around)
+      : options_(options), server_(std::move(server)), around_(std::move(around)) {
     selection_ = options.selection;
     selection_.pid = server_->pid();
   }
