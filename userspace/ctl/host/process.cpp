@@ -117,7 +117,12 @@ std::optional<std::vector<std::string>> look_for_threads(int proc) {
   if (!dir) {
     return std::nullopt;
   }
-  while (const dirent* entry = ::readdir(dir.get())) {
+  for (;;) {
+    errno = 0;
+    const dirent* entry = ::readdir(dir.get());
+    if (!entry) {
+      return errno == 0 ? std::optional(std::move(out)) : std::nullopt;
+    }
     if (!parse_number<pid_t>(entry->d_name)) {
       continue;
     }
@@ -129,7 +134,6 @@ std::optional<std::vector<std::string>> look_for_threads(int proc) {
       out.push_back(std::move(task));
     }
   }
-  return out;
 }
 
 /// The same; none if the list cannot be read.
@@ -307,7 +311,7 @@ bool Process::ending() const {
     return true;
   }
   const auto threads = proc_ ? look_for_threads(proc_.get()) : std::nullopt;
-  return threads && threads->empty();
+  return threads ? threads->empty() : ended();  // it may have been reaped since
 }
 
 Result<std::vector<SocketRef>> Process::sockets() const {
