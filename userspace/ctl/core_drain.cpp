@@ -224,8 +224,8 @@ Done CoreDrain::undo() {
   if (!first) {
     return {};
   }
-  first->hint = fmt::format("{} of {} listeners may still be STANDBY: see reuseportctl list", stuck,
-                            targets_.size());
+  first->hint = fmt::format("{} of {} listeners may still be STANDBY or OFF: see reuseportctl list",
+                            stuck, targets_.size());
   return failed(std::move(*first));
 }
 

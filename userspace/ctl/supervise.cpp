@@ -358,7 +358,7 @@ class Supervisor final : public LookingAfter {
         drained = std::move(*result);
         loss_ = drained->drained ? loss_ : Exit::undrained;
       } else if (was_signalled(result.error()) || old.process()->ending()) {
-        // The newcomer serves, and the old one had something left: report that.
+        // The newcomer serves. Report what the old one had left, or that nobody waited for its end.
         out_.failure(result.error());
         if (!was_signalled(result.error())) {
           note_undrained_end(old);

@@ -145,11 +145,13 @@ TEST_F(CtlTest, a_listener_that_cannot_be_set_back_is_reported) {
   auto drain = start_tool({"drain", "--json", "--pid", pid_of(old)});
   ASSERT_TRUE(test::eventually([&] { return at_work(drain, before); })) << drain.peek().err;
   const auto process = Process::open(old.pid());
+  ASSERT_TRUE(process);
   const auto sockets = process->sockets();
-  ASSERT_FALSE(sockets->empty());
+  ASSERT_TRUE(sockets && !sockets->empty());
   for (const SocketRef& ref : *sockets) {
     const int no = 0;  // the option needs it
     const auto copy = process->duplicate(ref.fd, ref.inode);
+    ASSERT_TRUE(copy);
     ASSERT_EQ(::setsockopt(copy->get(), SOL_SOCKET, SO_REUSEPORT, &no, sizeof(no)), 0);
   }
   drain.signal(SIGTERM);

@@ -230,7 +230,7 @@ class Restarter final : public LookingAfter {
   }
 
   [[nodiscard]] Failure why() const override {
-    return {Exit::error, "stopped during a restart; the old Envoy has its listeners back"};
+    return {Exit::error, "stopped during a restart"};
   }
 
  private:
