@@ -229,9 +229,7 @@ class Restarter final : public LookingAfter {
     return code;
   }
 
-  [[nodiscard]] Failure why() const override {
-    return {Exit::error, "stopped during a restart"};
-  }
+  [[nodiscard]] Failure why() const override { return {Exit::error, "stopped during a restart"}; }
 
  private:
   struct Leaving {
