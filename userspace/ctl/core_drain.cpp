@@ -89,8 +89,11 @@ Done CoreDrain::start(Clock::time_point deadline) {
   }
   for (std::size_t i = 0; i < targets_.size(); i++) {
     reuseport_listen_info info{};
-    if (ask(i, &info) == 0) {
+    const int got = ask(i, &info);
+    if (got == 0) {
       seen_[i].before = info.mode;
+    } else if (!seen_[i].closed) {  // nothing is switched before each old mode is known
+      return failed(Error{"get the listener's mode", -got, {}}, targets_[i].str());
     }
   }
   for (Part& part : parts_) {
