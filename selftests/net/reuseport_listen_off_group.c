@@ -7,6 +7,8 @@
  */
 #include "reuseport_listen_off.h"
 
+#include <linux/filter.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <sys/resource.h>
 
@@ -262,6 +264,63 @@ TEST_F_TIMEOUT(group, incoming_cpu, 180)
 	}
 }
 
+struct joiner {
+	const char *ip;
+	int fd, type, port, err;
+	bool go;
+};
+
+static void *join_when_told(void *arg)
+{
+	struct joiner *j = arg;
+	union addr a;
+	socklen_t len = make_addr(&a, j->ip, j->port);
+
+	while (!__atomic_load_n(&j->go, __ATOMIC_ACQUIRE))
+		;
+	if (j->type == SOCK_STREAM)
+		j->err = listen(j->fd, 16);
+	else
+		j->err = bind(j->fd, &a.sa, len);
+	return NULL;
+}
+
+/* One without a group gets one from a newcomer while its mode is set. */
+TEST_F_TIMEOUT(group, joined_meanwhile, 180)
+{
+	struct joiner j = { .ip = variant->path->bind, .type = variant->type };
+	int alone, i, k, len, err;
+	pthread_t thread;
+	union addr a;
+
+	if (enable_command())
+		return;	/* sockets without a group are not in its table */
+	for (i = 0; i < 600; i++) {
+		alone = open_cleared(j.ip, j.type, ON, false);
+		ASSERT_LE(0, alone);
+		ASSERT_EQ(0, set_int(alone, SOL_SOCKET, SO_REUSEPORT, 1));
+		j.port = local_port(alone);
+		j.fd = new_member(j.ip, j.type);
+		ASSERT_LE(0, j.fd);
+		len = make_addr(&a, j.ip, j.port);
+		if (j.type == SOCK_STREAM)
+			ASSERT_EQ(0, bind(j.fd, &a.sa, len));
+		j.go = false;
+		ASSERT_EQ(0, pthread_create(&thread, NULL, join_when_told, &j));
+		poll(NULL, 0, 1);	/* until it runs */
+		__atomic_store_n(&j.go, true, __ATOMIC_RELEASE);
+		for (k = i % 60 * 20; k; k--)
+			__asm__ volatile ("" ::: "memory");
+		err = set_mode(alone, i % 2 ? OFF : STANDBY);
+		pthread_join(thread, NULL);
+		ASSERT_EQ(0, err);
+		ASSERT_EQ(0, j.err);
+		ASSERT_EQ(0, counts_differ(alone, 1, !(i % 2), i % 2));
+		close(j.fd);
+		close(alone);
+	}
+}
+
 /* It leaves its group when it is closed, and listens again outside of one. */
 TEST(reuseport_cleared_while_closed)
 {
@@ -344,6 +403,68 @@ TEST(reuseport_cleared_while_closed_and_on)
 		EXPECT_LE(0, dial(p->dst, SOCK_STREAM, local_port(b)));
 		EXPECT_EQ(1, wait_queued(b, 1));
 		close(b);
+	}
+}
+
+#define OPTMEM	"/proc/sys/net/core/optmem_max"
+
+/* A child that cannot be charged for the filter of its listener is freed as a
+ * copy of it, and must not take it out of its group.  The limit is global
+ * before 6.8, so nothing returns while it is 0.
+ */
+TEST(child_without_room_for_its_filter)
+{
+	struct sock_filter all = BPF_STMT(BPF_RET | BPF_K, 0xffffffff);
+	struct sock_fprog filter = { .len = 1, .filter = &all };
+	int fd[NR_PATHS][2], client[NR_PATHS], on[NR_PATHS];
+	int limit = open(OPTMEM, O_RDWR | O_CLOEXEC);
+	char old[32] = "";
+	int i, j, none;
+
+	ASSERT_EQ(0, enter_netns());
+	if (!access(OPTMEM, F_OK)) {
+		close(limit);
+		limit = open(OPTMEM, O_RDWR | O_CLOEXEC);
+	}
+	ASSERT_LE(0, limit);
+	ASSERT_LT(0, pread(limit, old, sizeof(old) - 1, 0));
+	for (i = 0; i < NR_PATHS; i++) {
+		for (j = 0; j < 2; j++) {
+			fd[i][j] = open_member(paths[i].bind, SOCK_STREAM,
+					       j ? local_port(fd[i][0]) : 0);
+			ASSERT_LE(0, fd[i][j]);
+			ASSERT_EQ(0, setsockopt(fd[i][j], SOL_SOCKET,
+						SO_ATTACH_FILTER, &filter,
+						sizeof(filter)));
+		}
+	}
+
+	none = pwrite(limit, "0", 1, 0);
+	for (i = 0; i < NR_PATHS; i++) {
+		client[i] = dial(paths[i].dst, SOCK_STREAM,
+				 local_port(fd[i][0]));
+		wait_for(get_info(fd[i][0]).group_on != 2 ||
+			 get_info(fd[i][0]).handshakes ||
+			 get_info(fd[i][1]).handshakes);
+		on[i] = get_info(fd[i][0]).group_on;
+	}
+	j = pwrite(limit, old, strlen(old), 0);
+	ASSERT_EQ(1, none);
+	ASSERT_LT(0, j);
+
+	for (i = 0; i < NR_PATHS; i++) {
+		EXPECT_LE(0, client[i]);
+		ASSERT_EQ(2, on[i]);
+		ASSERT_EQ(0, counts_differ(fd[i][1], 2, 0, 0));
+		/* The client tries again, and now there is room. */
+		EXPECT_EQ(1, write(client[i], "x", 1));
+		wait_for(get_info(fd[i][0]).queued + get_info(fd[i][1]).queued);
+		EXPECT_EQ(1, get_info(fd[i][0]).queued +
+			     get_info(fd[i][1]).queued);
+		close(fd[i][0]);
+		EXPECT_EQ(0, counts_differ(fd[i][1], 1, 0, 0));
+		EXPECT_LE(0, dial(paths[i].dst, SOCK_STREAM,
+				  local_port(fd[i][1])));
 	}
 }
 

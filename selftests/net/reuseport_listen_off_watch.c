@@ -424,6 +424,15 @@ do {									\
 	EXPECT_TRUE(comes(&self->next, __what));			\
 } while (0)
 
+static unsigned long long cookie(int fd)
+{
+	unsigned long long value = 0;
+	socklen_t len = sizeof(value);
+
+	getsockopt(fd, SOL_SOCKET, SO_COOKIE, &value, &len);
+	return value;
+}
+
 #define AT_IPV4	"saddr=127.0.0.1 daddr=0.0.0.0 "			\
 		"saddrv6=::ffff:127.0.0.1 daddrv6=::ffff:0.0.0.0 "
 /* The kernel gives an IPv6 address this one, which nobody has, for IPv4's. */
@@ -464,24 +473,29 @@ TEST_F(events, one_a_change)
 
 	ASSERT_EQ(0, read_events(self->pipe, self->text, sizeof(self->text)));
 	self->next = self->text;
+	EXPECT_NE(cookie(tcp[0]), cookie(tcp[1]));
 	EVENT("family=AF_INET protocol=IPPROTO_TCP sport=%d dport=0 " AT_IPV4
-	      "group_id=%u oldmode=ON newmode=OFF", port, group_id(tcp[0]));
+	      "group_id=%u oldmode=ON newmode=OFF sock_cookie=%llx",
+	      port, group_id(tcp[0]), cookie(tcp[0]));
 	EVENT("family=AF_INET protocol=IPPROTO_TCP sport=%d dport=0 " AT_IPV4
-	      "group_id=%u oldmode=ON newmode=STANDBY", port,
-	      group_id(tcp[0]));
+	      "group_id=%u oldmode=ON newmode=STANDBY sock_cookie=%llx",
+	      port, group_id(tcp[0]), cookie(tcp[1]));
 	EVENT("family=AF_INET protocol=IPPROTO_TCP sport=%d dport=0 " AT_IPV4
-	      "group_id=%u oldmode=OFF newmode=ON", port, group_id(tcp[0]));
+	      "group_id=%u oldmode=OFF newmode=ON sock_cookie=%llx",
+	      port, group_id(tcp[0]), cookie(tcp[0]));
 	EVENT("family=AF_INET6 protocol=IPPROTO_TCP sport=%d dport=0 " AT_IPV6
-	      "group_id=%u oldmode=ON newmode=STANDBY", local_port(tcp6),
-	      group_id(tcp6));
+	      "group_id=%u oldmode=ON newmode=STANDBY sock_cookie=%llx",
+	      local_port(tcp6), group_id(tcp6), cookie(tcp6));
 	EVENT("family=AF_INET protocol=IPPROTO_UDP sport=%d dport=0 " AT_IPV4
-	      "group_id=%u oldmode=ON newmode=OFF", local_port(udp),
-	      group_id(udp));
+	      "group_id=%u oldmode=ON newmode=OFF sock_cookie=%llx",
+	      local_port(udp), group_id(udp), cookie(udp));
 	EVENT("family=AF_INET protocol=IPPROTO_TCP sport=0 dport=0 " NOWHERE
-	      "group_id=0 oldmode=ON newmode=OFF");
+	      "group_id=0 oldmode=ON newmode=OFF sock_cookie=%llx",
+	      cookie(early));
 	/* shutdown() keeps an address that was bound to. */
 	EVENT("family=AF_INET protocol=IPPROTO_TCP sport=%d dport=0 " AT_IPV4
-	      "group_id=0 oldmode=OFF newmode=ON", port);
+	      "group_id=0 oldmode=OFF newmode=ON sock_cookie=%llx",
+	      port, cookie(early));
 	EXPECT_EQ('\0', *self->next);
 }
 
