@@ -295,7 +295,7 @@ TEST_F_TIMEOUT(group, joined_meanwhile, 180)
 
 	if (enable_command())
 		return;	/* sockets without a group are not in its table */
-	for (i = 0; i < 600; i++) {
+	for (i = 0; i < 300; i++) {
 		alone = open_cleared(j.ip, j.type, ON, false);
 		ASSERT_LE(0, alone);
 		ASSERT_EQ(0, set_int(alone, SOL_SOCKET, SO_REUSEPORT, 1));

@@ -43,6 +43,12 @@ struct Obstacle {
 };
 using Lasts = Obstacle::Lasts;
 
+/// A shortage that others may end, no answer about the option.
+bool is_shortage(int errnum) {
+  return errnum == ENOMEM || errnum == ENOBUFS || errnum == ENFILE || errnum == EAGAIN ||
+         errnum == EINTR;
+}
+
 class Drain {
  public:
   Drain(const DrainOptions& options, ProcessPtr server, Surroundings around)
@@ -133,7 +139,13 @@ class Drain {
       return obstacle;
     }
     if (auto ok = choose(); !ok) {
-      return Obstacle{ok.error(), Lasts::for_good};
+      return Obstacle{ok.error(),
+                      is_shortage(ok.error().errnum) ? Lasts::to_the_deadline : Lasts::for_good};
+    }
+    if (result_.method == Method::option_bpf && !options_.allow_last) {
+      if (auto stays = wider_by_bpf()) {
+        return Obstacle{std::move(*stays), Lasts::for_good};
+      }
     }
     if (auto ok = ask_ready(); !ok) {
       return Obstacle{ok.error(), Lasts::for_good};
@@ -180,6 +192,20 @@ class Drain {
     const auto now = find_holders(inodes);
     const auto other = now ? other_run(inodes, *now) : std::nullopt;
     return other && *other < ::getpid() ? std::optional(taken_by(*other)) : std::nullopt;
+  }
+
+  /// By BPF, lookups of datagrams do not go on from a group that is OFF: option/README.md.
+  [[nodiscard]] std::optional<Failure> wider_by_bpf() const {
+    for (std::size_t i = 0; i < targets_.size(); i++) {
+      if (targets_[i].socket.protocol == Protocol::udp && covers_[i] == Cover::route) {
+        return Failure(Exit::last_on,
+                       fmt::format("udp {}: the newcomer is on a wider address, where by BPF no "
+                                   "datagram would go while the old socket is open",
+                                   targets_[i].socket.local.str()),
+                       "let the newcomer bind to the same address");
+      }
+    }
+    return std::nullopt;
   }
 
   void tell_strangers() {
@@ -262,6 +288,8 @@ class Drain {
     } else if (auto provider = Provider::find(descriptors())) {
       provider_ = std::make_unique<Provider>(std::move(*provider));
       result_.method = provider_->by_bpf() ? Method::option_bpf : Method::option;
+    } else if (is_shortage(provider.error().errnum) || provider.error().errnum == EMFILE) {
+      return failed(provider.error());  // does not tell that the option cannot be had
     } else {
       return fall_back(provider.error());
     }
@@ -443,7 +471,7 @@ class Drain {
       failure.exit = Exit::last_on;
       return Obstacle{failure, options_.await_newcomer ? Lasts::to_the_deadline : Lasts::for_good};
     }
-    if (failure.errnum == EAGAIN || failure.errnum == EINTR) {
+    if (is_shortage(failure.errnum)) {
       return Obstacle{failure, Lasts::to_the_deadline};
     }
     if (failure.errnum == EBADF || failure.errnum == ESTALE) {
@@ -481,6 +509,9 @@ class Drain {
                                        result_.left(),
                                        static_cast<double>(since(start_).count()) / 1000.0));
       refresh();
+      if (auto gone = wider_newcomer_gone(After::some_time)) {
+        return undone(std::move(*gone));
+      }
       if (!wait(*pause)) {
         return undone(around_.waiter.why());
       }
@@ -604,7 +635,7 @@ class Drain {
       const bool drained = !core_ || core_->look();
       if (core_) {
         record();
-        if (auto gone = newcomer_gone()) {
+        if (auto gone = newcomer_gone(After::some_time)) {
           return undone(std::move(*gone));
         }
         if (const auto lost = closed_undrained(); lost) {
@@ -640,15 +671,35 @@ class Drain {
     }
   }
 
-  [[nodiscard]] std::optional<Failure> newcomer_gone() {
-    if (!core_ || (static_cast<void>(core_->look()), core_->deserted().empty()) ||
-        options_.allow_last) {
+  enum class After : std::uint8_t { some_time, nothing };  // when to list the sockets again
+
+  [[nodiscard]] std::optional<Failure> newcomer_gone(After after) {
+    if (!core_ || options_.allow_last) {
       return std::nullopt;
     }
-    return Failure(
-        Exit::error,
-        fmt::format("the newcomer is gone: {} has no other ON listener", core_->deserted()),
-        "the old server serves as before");
+    static_cast<void>(core_->look());
+    return core_->deserted().empty() ? wider_newcomer_gone(after)
+                                     : std::optional(no_other(core_->deserted()));
+  }
+
+  [[nodiscard]] static Failure no_other(const std::string& address) {
+    return {Exit::error, fmt::format("the newcomer is gone: {} has no other ON listener", address)};
+  }
+
+  /// Beside a newcomer of a wider address the old listener is OFF, and no mode tells that the
+  /// newcomer is there: only the list of sockets does.
+  [[nodiscard]] std::optional<Failure> wider_newcomer_gone(After after) {
+    const auto begun = Clock::now();
+    if (std::ranges::count(covers_, Cover::route) == 0 || options_.allow_last ||
+        (after == After::some_time && begun < next_list_)) {
+      return std::nullopt;
+    }
+    const auto lost = uncovered();
+    if (!lost) {
+      return after == After::nothing ? std::optional(lost.error()) : std::nullopt;
+    }
+    next_list_ = ctl::after(std::max<std::chrono::milliseconds>(since(begun) * 4, count_every));
+    return *lost ? std::optional(no_other((*lost)->address)) : std::nullopt;
   }
 
   /// An RCU grace period: membarrier(2) waits for one, except on one CPU, where no lookup is under
@@ -691,8 +742,10 @@ class Drain {
         return undone(ok.error());
       }
     }
-    if (auto gone = newcomer_gone(); options_.signal && gone) {  // it all may have taken its time
-      return undone(std::move(*gone));
+    if (options_.signal) {  // it all may have taken its time
+      if (auto gone = newcomer_gone(After::nothing)) {
+        return undone(std::move(*gone));
+      }
     }
     for (Target& t : targets_) {
       t.fd.reset();  // our copies would keep them open with nobody to accept
@@ -773,11 +826,13 @@ class Drain {
     return undone(Failure(error));
   }
 
-  /// Closing a drained STANDBY listener loses nothing if the newcomer stayed to the end.
-  Done see_others() {
-    if (!core_) {
-      return {};
-    }
+  struct Uncovered {
+    std::string address;
+    std::string why;
+  };
+
+  /// An address for which the list of sockets, read anew, has no newcomer.
+  [[nodiscard]] Outcome<std::optional<Uncovered>> uncovered() const {
     Selection all = selection_;
     all.pid.reset();
     all.inode.reset();
@@ -793,15 +848,30 @@ class Drain {
       }
       const Successor successor = newcomers.of(targets_[i]);
       if (successor.cover == Cover::none) {
-        result_.drained = false;
-        Failure failure(
-            Exit::error,
-            fmt::format("{} closes, and the newcomer is gone: the last connections may be lost",
-                        targets_[i].socket.local.str()),
-            successor.why);
-        failure.detail = detail();
-        return failed(std::move(failure));
+        return std::optional(Uncovered{targets_[i].socket.local.str(), successor.why});
       }
+    }
+    return std::optional<Uncovered>();
+  }
+
+  /// Closing a drained STANDBY listener loses nothing if the newcomer stayed to the end.
+  Done see_others() {
+    if (!core_) {
+      return {};
+    }
+    const auto lost = uncovered();
+    if (!lost) {
+      return tl::unexpected(lost.error());
+    }
+    if (*lost) {
+      result_.drained = false;
+      Failure failure(
+          Exit::error,
+          fmt::format("{} closes, and the newcomer is gone: the last connections may be lost",
+                      (*lost)->address),
+          (*lost)->why);
+      failure.detail = detail();
+      return failed(std::move(failure));
     }
     return {};
   }
@@ -857,6 +927,7 @@ class Drain {
   Clock::time_point start_ = Clock::now();
   Clock::time_point deadline_ = after(options_.timeout);
   Clock::time_point next_refresh_ = Clock::time_point::min();
+  Clock::time_point next_list_ = Clock::time_point::min();  // see wider_newcomer_gone()
   View view_;
   std::vector<Target> targets_;
   std::vector<Cover> covers_;
@@ -911,7 +982,10 @@ Outcome<Exit> drain_command(const DrainOptions& options, const Output& out) {
   if (!server) {
     return failed(server.error());
   }
-  auto signals = Signals::open({SIGINT, SIGTERM, SIGHUP, SIGQUIT});
+  struct sigaction hangup {};
+  const bool nohup = ::sigaction(SIGHUP, nullptr, &hangup) == 0 && hangup.sa_handler == SIG_IGN;
+  auto signals = nohup ? Signals::open({SIGINT, SIGTERM, SIGQUIT})
+                       : Signals::open({SIGINT, SIGTERM, SIGHUP, SIGQUIT});
   if (!signals) {
     return tl::unexpected(signals.error());
   }

@@ -91,7 +91,7 @@ Done refuse_last_on(const std::vector<Target>& targets) {
 
 Done set_mode(Mode mode, const Selection& selection, const ModeOptions& options,
               const Output& out) {
-  const auto provided = find_option();
+  auto provided = find_option();
   const auto view = look(selection);
   if (!view) {
     return provided ? tl::unexpected(view.error()) : provided;

@@ -265,6 +265,71 @@ TEST_F(CtlTest, when_the_newcomer_dies_the_old_one_goes_on) {
   }
 }
 
+// Beside it the old one is OFF, and no mode shows that the newcomer is gone.
+TEST_F(CtlTest, when_a_newcomer_of_a_wider_address_dies_the_old_one_goes_on) {
+  for (const std::string how : {"defer", "keep"}) {
+    const Running old = server(1, how);
+    const Fd client = connected();
+    std::array<char, 16> text{};
+    ASSERT_TRUE(how == "defer" || test::eventually([&] {
+                  return ::recv(client.get(), text.data(), text.size(), MSG_DONTWAIT) > 0;
+                }));
+    Running fresh = server(1, "ip=::");
+    const auto before = modes();
+    auto drain = start_tool({"drain", "--pid", pid_of(old), "--connections", "0", "--timeout",
+                             "60s", "--signal", "TERM"});
+    ASSERT_TRUE(test::eventually([&] { return at_work(drain, before); })) << drain.peek().err;
+    fresh.kill(SIGKILL);
+    const auto ran = drain.result();
+    EXPECT_TRUE(ran.code == 1 || (ran.code == 7 && !test::expect_supported())) << ran.err;
+    EXPECT_TRUE(ran.code == 7 || ran.err.find("the newcomer is gone") != std::string::npos)
+        << ran.err;
+    EXPECT_EQ(::kill(old.pid(), 0), 0);
+    int error = 0;
+    EXPECT_TRUE(how == "defer" || ask(&error) == old.pid()) << std::strerror(error);
+  }
+}
+
+TEST_F(CtlTest, nohup_is_heeded) {
+  const Running old = server(1, "defer");
+  const Fd client = connected();
+  const Running fresh = server(1, "defer");
+  const auto before = modes();
+  auto drain = start_tool({"drain", "--pid", pid_of(old), "--signal", "TERM"},
+                          [] { ::signal(SIGHUP, SIG_IGN); });
+  ASSERT_TRUE(test::eventually([&] { return at_work(drain, before); })) << drain.peek().err;
+  drain.signal(SIGHUP);
+  EXPECT_FALSE(test::eventually([&] { return drain.ended(); }, 300ms)) << drain.peek().err;
+  ASSERT_EQ(::send(client.get(), "x", 1, 0), 1);
+  EXPECT_EQ(drain.result().code, 0) << drain.peek().err;
+}
+
+TEST_F(StockCtl, a_shortage_is_waited_for_and_no_reason_to_close) {
+  const Running old = server(1);
+  const Running fresh = server(1);
+  for (const int errnum : {ENOMEM, ENFILE}) {
+    const auto ran = run({"drain", "--timeout", "300ms", "--pid", pid_of(old), "--signal", "TERM"},
+                         [errnum] { refuse_bpf(errnum); });
+    EXPECT_EQ(ran.code, 1) << ran.err;
+    EXPECT_NE(ran.err.find(errnum == ENOMEM ? "Cannot allocate memory" : "Too many open files"),
+              std::string::npos)
+        << ran.err;
+    EXPECT_EQ(::kill(old.pid(), 0), 0);
+  }
+}
+
+TEST_F(CtlTest, datagrams_do_not_go_on_to_a_wider_newcomer_by_bpf) {
+  const Running old = server(1, "udp");
+  const Running fresh = server(1, "udp ip=0.0.0.0");
+  const std::vector<std::string> drain = {"drain", "--pid", pid_of(old), "--signal", "TERM"};
+  if (test::expect_supported()) {
+    EXPECT_EQ(run(drain).code, 0);
+    return;
+  }
+  expect_refused({drain, 7, "wider address"});
+  EXPECT_EQ(::kill(old.pid(), 0), 0);
+}
+
 TEST_F(CtlTest, an_old_one_that_ignores_the_signal_is_reported) {
   const Running old = server(1, "stubborn");
   const Running fresh = server(1);

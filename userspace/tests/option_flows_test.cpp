@@ -825,15 +825,15 @@ TEST_F(PatchedFlows, connected_sockets_count_as_the_kernel_counts_them) {
   const auto same = [&] {
     const auto info = get_info(first);
     const auto now = state();
-    for (const GroupState& g : now->groups) {
-      if (g.address == "127.0.0.1:" + std::to_string(local_address(first.get()).port())) {
-        EXPECT_EQ(g.on, info.group_on);
-        EXPECT_EQ(g.off, info.group_off);
-        EXPECT_EQ(g.on + g.off, 2U) << "a connected one is a flow";
-        return true;
-      }
+    const auto at = "127.0.0.1:" + std::to_string(local_address(first.get()).port());
+    const auto g = std::ranges::find(now->groups, at, &GroupState::address);
+    if (g == now->groups.end()) {
+      return false;
     }
-    return false;
+    EXPECT_EQ(g->on, info.group_on);
+    EXPECT_EQ(g->off, info.group_off);
+    EXPECT_EQ(g->on + g->off, 2U) << "a connected one is a flow";
+    return true;
   };
   EXPECT_TRUE(same());
   ASSERT_EQ(set_mode(second, REUSEPORT_LISTEN_OFF), 0);

@@ -236,11 +236,11 @@ Ran run(std::vector<std::string> args, const std::function<void()>& before) {
   return start_tool(std::move(args), before).result();
 }
 
-void forbid_bpf() {
+void refuse_bpf(int errnum) {
   std::array<sock_filter, 4> code = {{
       BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
       BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_bpf, 0, 1),
-      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | static_cast<std::uint32_t>(errnum)),
       BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
   }};
   const sock_fprog prog{code.size(), code.data()};
@@ -248,6 +248,10 @@ void forbid_bpf() {
       ::prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &prog) != 0) {
     ::_exit(125);
   }
+}
+
+void forbid_bpf() {
+  refuse_bpf(EPERM);
 }
 
 bool fdinfo_has(pid_t pid, const std::string& text) {

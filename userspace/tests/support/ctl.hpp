@@ -16,6 +16,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <cerrno>
 #include <chrono>
 #include <functional>
 #include <nlohmann/json.hpp>
@@ -59,6 +60,7 @@ class Running {
     pid_ = ::fork();
     if (pid_ == 0) {
       ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+      ::signal(SIGHUP, SIG_DFL);  // whatever nohup(1) started the tests
       ::dup2(out[1], STDOUT_FILENO);
       ::dup2(err[1], STDERR_FILENO);
       for (const std::string& e : env) {
@@ -156,8 +158,10 @@ Ran run(std::vector<std::string> args, const std::function<void()>& before = {})
 /// In a child, before exec: another user from here on.
 void become_nobody();
 
-/// In a child, before exec: a kernel that lets nobody load BPF.
+/// In a child, before exec: a kernel that lets nobody load BPF, or fails to with @p errnum.
+/// it.
 void forbid_bpf();
+void refuse_bpf(int errnum);
 
 /// Whether a line of /proc/PID/fdinfo/* begins with @p text.
 [[nodiscard]] bool fdinfo_has(pid_t pid, const std::string& text);
