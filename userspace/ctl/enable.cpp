@@ -10,6 +10,7 @@
 
 #include "datagrams.hpp"
 #include "option/option.hpp"
+#include "text.hpp"
 
 namespace reuseport::ctl {
 
@@ -124,7 +125,7 @@ Done enable_command(const EnableOptions& options, const Output& out) {
         done->own_option
             ? "the modes are the kernel's own; "
             : fmt::format("{} listener{} and ", done->listeners, done->listeners == 1 ? "" : "s");
-    out.text(fmt::format("{}: {} in {}; {}{} UDP socket{} known{}\n", cgroup,
+    out.text(fmt::format("{}: {} in {}; {}{} UDP socket{} known{}\n", visible(cgroup),
                          done->new_cgroup || done->new_namespace ? "enabled"
                          : done->replaced ? "already enabled, programs replaced"
                                           : "already enabled",

@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 
 #include "option/option.hpp"
+#include "text.hpp"
 
 namespace reuseport::ctl {
 
@@ -84,7 +85,8 @@ std::string to_text(const option::ScopeState& state) {
                                  static_cast<unsigned>(state.size));
   for (const auto& cgroup : state.cgroups) {
     text += fmt::format("cgroup     {}\n",
-                        cgroup.path.empty() ? fmt::format("{} (removed)", cgroup.id) : cgroup.path);
+                        cgroup.path.empty() ? fmt::format("{} (removed)", cgroup.id)
+                                            : visible(cgroup.path));
   }
   for (const auto& ns : state.namespaces) {
     text += fmt::format("namespace  {} (cookie {})\n",

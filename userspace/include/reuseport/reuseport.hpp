@@ -581,7 +581,7 @@ template <typename Accept>
 /// A drain as one pollable descriptor, for epoll(7) and any loop that can watch a descriptor. It
 /// becomes readable when the drain has something to do:
 ///
-///     auto drain = EpollDrain::start(std::move(listeners), options, accept_all);
+///     auto drain = EpollDrain::start(std::move(prepared), accept_all);  // a Drain
 ///     epoll_ctl(loop, EPOLL_CTL_ADD, drain->fd(), &event);         // EPOLLIN, level-triggered
 ///     ... on that event:  if (drain->dispatch() == Action::done) log(drain->report());
 ///
