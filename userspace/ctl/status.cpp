@@ -84,9 +84,9 @@ std::string to_text(const option::ScopeState& state) {
                                  fmt::localtime(std::chrono::system_clock::to_time_t(state.since)),
                                  static_cast<unsigned>(state.size));
   for (const auto& cgroup : state.cgroups) {
-    text += fmt::format("cgroup     {}\n",
-                        cgroup.path.empty() ? fmt::format("{} (removed)", cgroup.id)
-                                            : visible(cgroup.path));
+    text +=
+        fmt::format("cgroup     {}\n", cgroup.path.empty() ? fmt::format("{} (removed)", cgroup.id)
+                                                           : visible(cgroup.path));
   }
   for (const auto& ns : state.namespaces) {
     text += fmt::format("namespace  {} (cookie {})\n",
