@@ -159,7 +159,6 @@ Ran run(std::vector<std::string> args, const std::function<void()>& before = {})
 void become_nobody();
 
 /// In a child, before exec: a kernel that lets nobody load BPF, or fails to with @p errnum.
-/// it.
 void forbid_bpf();
 void refuse_bpf(int errnum);
 
