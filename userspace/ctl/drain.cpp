@@ -238,9 +238,12 @@ class Drain {
     }
   }
 
+  [[nodiscard]] Newcomers newcomers_in(const View& view, Processes& processes) const {
+    return {view, targets_, processes, options_.signal ? Siblings::leave : Siblings::stay};
+  }
+
   std::optional<Obstacle> find_newcomers(Processes& processes) {
-    const Newcomers newcomers(view_, targets_, processes,
-                              options_.signal ? Siblings::leave : Siblings::stay);
+    const Newcomers newcomers = newcomers_in(view_, processes);
     covers_.clear();
     newcomer_ = 0;
     for (const Target& t : targets_) {
@@ -841,7 +844,7 @@ class Drain {
       return tl::unexpected(view.error());
     }
     Processes processes;
-    const Newcomers newcomers(*view, targets_, processes);
+    const Newcomers newcomers = newcomers_in(*view, processes);
     for (std::size_t i = 0; i < targets_.size(); i++) {
       if (covers_[i] == Cover::none) {
         continue;  // the address is given up
