@@ -75,6 +75,17 @@ do {									\
 	other_cost = __other / BATCH;					\
 } while (0)
 
+/* Of @n calls, the last ones included. */
+#define mean_of(n, call)						\
+({									\
+	long long __start = now_ns();					\
+	int nr;								\
+									\
+	for (nr = 0; nr < (n); nr++)					\
+		ASSERT_EQ(0, call);					\
+	(now_ns() - __start) / (n);					\
+})
+
 static long long shorter(long long a, long long b)
 {
 	return a < 0 || b < a ? b : a;
@@ -194,6 +205,49 @@ TEST_F_TIMEOUT(cost, closing_does_not_walk, 180)
 		       LARGE, mode == OFF ? "OFF" : "ON", far, near);
 		EXPECT_LT(2 * far, 5 * near);
 		close_all(self->member, LARGE);
+	}
+}
+
+/* To the last one: a mean, for a walk may be short for the first ones. */
+TEST_F_TIMEOUT(cost, all_of_a_group, 180)
+{
+	struct {
+		const char *what;
+		long long each, alone;
+	} cost[] = {
+		{ "to OFF", -1, -1 },
+		{ "to ON", -1, -1 },
+		{ "shutdown() of OFF ones", -1, -1 },
+	};
+	int one = BATCH * BATCHES, i;
+	size_t k;
+
+#define TAKE(k, call, alone_call)					\
+do {									\
+	cost[k].each = shorter(cost[k].each, mean_of(LARGE, call));		\
+	cost[k].alone = shorter(cost[k].alone, mean_of(one, alone_call)); \
+} while (0)
+
+	for (i = 0; i < ROUNDS; i++) {
+		ASSERT_LT(0, open_group("127.0.0.1", SOCK_STREAM, ON,
+					self->member, LARGE));
+		ASSERT_EQ(0, open_alone("127.0.0.1", SOCK_STREAM, ON,
+					self->alone, one));
+		TAKE(0, set_mode(self->member[nr], OFF),
+		     set_mode(self->alone[nr], OFF));
+		TAKE(1, set_mode(self->member[nr], ON),
+		     set_mode(self->alone[nr], ON));
+		TAKE(0, set_mode(self->member[nr], OFF),
+		     set_mode(self->alone[nr], OFF));
+		TAKE(2, shutdown(self->member[nr], SHUT_RD),
+		     shutdown(self->alone[nr], SHUT_RD));
+		close_all(self->member, LARGE);
+		close_all(self->alone, one);
+	}
+	for (k = 0; k < ARRAY_SIZE(cost); k++) {
+		TH_LOG("%s: each of %d %lld ns, one of 1 %lld ns", cost[k].what,
+		       LARGE, cost[k].each, cost[k].alone);
+		EXPECT_LT(2 * cost[k].each, 5 * cost[k].alone);
 	}
 }
 

@@ -56,16 +56,22 @@ function(reuseport_cases name filter)
     PROPERTIES LABELS "${labels}" TIMEOUT 600)
 endfunction()
 
-# reuseport_test(NAME SOURCES... [LINK LIBS...]): a GoogleTest program in build/bin/tests, where
-# tests/run finds it; each of its cases is a ctest test. See tests/CMakeLists.txt for the labels.
+# reuseport_test(NAME SOURCES... [TOOL] [LINK LIBS...]): a GoogleTest program in build/bin/tests, where
+# tests/run finds it; each of its cases is a ctest test. TOOL: of programs that provide the option by
+# BPF themselves. See tests/CMakeLists.txt for the labels.
 function(reuseport_test name)
-  reuseport_program(${name} ${ARGN})
+  cmake_parse_arguments(arg "TOOL" "" "LINK" ${ARGN})
+  set(bpf bpf)
+  if(arg_TOOL)
+    unset(bpf)
+  endif()
+  reuseport_program(${name} ${arg_UNPARSED_ARGUMENTS} LINK ${arg_LINK})
   target_link_libraries(${name} PRIVATE reuseport_test_support)
   set_target_properties(${name} PROPERTIES
     RUNTIME_OUTPUT_DIRECTORY ${CMAKE_RUNTIME_OUTPUT_DIRECTORY}/tests)
-  reuseport_cases(${name} "-Option*:*/Option*:Stock*:*/Stock*:Patched*" stock bpf patched)
+  reuseport_cases(${name} "-Option*:*/Option*:Stock*:*/Stock*:Patched*" stock ${bpf} patched)
   reuseport_cases(${name} "Stock*:*/Stock*" stock)
-  reuseport_cases(${name} "Option*:*/Option*:-*/mptcp*:*/udp*" bpf patched)
+  reuseport_cases(${name} "Option*:*/Option*:-*/mptcp*:*/udp*" ${bpf} patched)
   reuseport_cases(${name} "*Option*/mptcp*:*Option*/udp*:Patched*" patched)
 endfunction()
 

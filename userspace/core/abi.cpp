@@ -7,7 +7,7 @@
 #include <cstring>
 #include <new>
 
-#include "drain.hpp"
+#include "engine.hpp"
 
 struct reuseport_drain {
   explicit reuseport_drain(const reuseport_drain_options& options) noexcept : drain(options) {}

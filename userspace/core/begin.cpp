@@ -4,7 +4,7 @@
 #include <cerrno>
 #include <limits>
 
-#include "drain.hpp"
+#include "engine.hpp"
 #include "reuseport/probe.hpp"
 
 namespace reuseport::core {

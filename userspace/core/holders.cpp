@@ -113,7 +113,24 @@ class Search {
     return held;
   }
 
+  /// With hidepid=2, proc(5) does not even list what may not be inspected, but a parent is there.
+  [[nodiscard]] bool parent_is_hidden() const noexcept {
+    const pid_t parent = ::getppid();
+    const int directory = parent > 1 ? open_numbered(parent) : -1;
+    const bool hidden = parent > 1 && directory < 0 && errno == ENOENT;
+    if (directory >= 0) {
+      ::close(directory);
+    }
+    return hidden && ::getppid() == parent;
+  }
+
  private:
+  [[nodiscard]] int open_numbered(pid_t pid) const noexcept {
+    std::array<char, 16> text{};
+    std::to_chars(text.data(), text.data() + text.size() - 1, pid);
+    return open_directory(proc_, text.data());
+  }
+
   // The process has ended, may not be inspected, or an error occurred.
   [[nodiscard]] int no_look(int errnum, int process, const char* name) const noexcept {
     if (errnum == EACCES || errnum == EPERM) {
@@ -150,9 +167,7 @@ class Search {
       if (ancestor == pid) {
         return 1;
       }
-      std::array<char, 16> text{};
-      std::to_chars(text.data(), text.data() + text.size() - 1, ancestor);
-      const int directory = open_directory(proc_, text.data());
+      const int directory = open_numbered(ancestor);
       ancestor = directory < 0 ? 0 : kin_of(directory).parent;
       if (directory >= 0) {
         ::close(directory);
@@ -183,6 +198,9 @@ int held_elsewhere(std::span<const std::uint64_t> inodes) noexcept {
     if (const int held = search.process(name); held != 0) {
       return held;
     }
+  }
+  if (errno == 0 && search.parent_is_hidden()) {
+    return 1;
   }
   return -errno;
 }

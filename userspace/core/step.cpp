@@ -10,7 +10,7 @@
 #include <cstring>
 #include <ctime>
 
-#include "drain.hpp"
+#include "engine.hpp"
 
 namespace reuseport::core {
 namespace {

@@ -86,7 +86,7 @@ Children::Children() {
   ::signal(SIGCHLD, SIG_DFL);
 }
 
-Outcome<Child> Children::start(const std::vector<std::string>& command, const Environment& more) {
+Expected<Child> Children::start(const std::vector<std::string>& command, const Environment& more) {
   const std::vector<std::string> words = environment(more);
   const std::vector<char*> argv = pointers(command);
   const std::vector<char*> envp = pointers(words);

@@ -69,8 +69,8 @@ class Children {
 
   /// Starts a program with @p more in its environment, every signal at its default and none
   /// blocked. Removes the variables that a service manager has set for us. Fails if exec fails.
-  [[nodiscard]] Outcome<Child> start(const std::vector<std::string>& command,
-                                     const Environment& more = {});
+  [[nodiscard]] Expected<Child> start(const std::vector<std::string>& command,
+                                      const Environment& more = {});
 
   /// A process that somebody else has started.
   [[nodiscard]] static Child adopt(Process process);

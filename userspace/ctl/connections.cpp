@@ -6,8 +6,8 @@
 
 namespace reuseport::ctl {
 
-Outcome<std::optional<std::size_t>> connections_of(const Process& server,
-                                                   const std::set<std::uint16_t>& ports) {
+Expected<std::optional<std::size_t>> connections_of(const Process& server,
+                                                    const std::set<std::uint16_t>& ports) {
   auto diag = SockDiag::open();
   if (!diag) {
     return failed(diag.error());

@@ -16,7 +16,7 @@ namespace reuseport::ctl {
 /// TCP connections that @p server or a process below it holds on these local ports, and that the
 /// server has not closed. One that several processes hold is one. Nothing once the server ends: how
 /// many it cuts then is not seen.
-[[nodiscard]] Outcome<std::optional<std::size_t>> connections_of(
+[[nodiscard]] Expected<std::optional<std::size_t>> connections_of(
     const Process& server, const std::set<std::uint16_t>& ports);
 
 }  // namespace reuseport::ctl

@@ -10,6 +10,7 @@
 #include <cerrno>
 #include <csignal>
 #include <iterator>
+#include <map>
 #include <memory>
 #include <set>
 #include <utility>
@@ -49,6 +50,11 @@ bool is_shortage(int errnum) {
          errnum == EINTR;
 }
 
+/// Does not tell that the option cannot be had.
+bool tells_nothing(const Failure& failure) {
+  return is_shortage(failure.errnum) || failure.errnum == EMFILE;
+}
+
 class Drain {
  public:
   Drain(const DrainOptions& options, ProcessPtr server, Surroundings around)
@@ -57,7 +63,7 @@ class Drain {
     selection_.pid = server_->pid();
   }
 
-  Outcome<DrainResult> run() {
+  Expected<DrainResult> run() {
     auto ok = choose_and_check();
     if (ok && !options_.dry_run) {
       if (!core_) {
@@ -142,7 +148,7 @@ class Drain {
       return Obstacle{ok.error(),
                       is_shortage(ok.error().errnum) ? Lasts::to_the_deadline : Lasts::for_good};
     }
-    if (result_.method == Method::option_bpf && !options_.allow_last) {
+    if (result_.method == DrainMethod::option_bpf && !options_.allow_last) {
       if (auto stays = wider_by_bpf()) {
         return Obstacle{std::move(*stays), Lasts::for_good};
       }
@@ -270,6 +276,18 @@ class Drain {
     return fds;
   }
 
+  /// Room for as many newcomers again.
+  [[nodiscard]] option::GroupSize group_size() const {
+    std::map<std::pair<Protocol, std::uint16_t>, std::size_t> members;
+    std::size_t most = 0;
+    for (const DiagSocket& s : view_.sockets) {
+      most = std::max(most, ++members[{s.protocol, s.local.port}]);
+    }
+    return most * 2 > static_cast<std::size_t>(option::GroupSize::normal)
+               ? option::GroupSize::large
+               : option::GroupSize::normal;
+  }
+
   Done choose() {
     if (options_.flows && !has_datagrams()) {
       return failed(Failure(Exit::unsupported,
@@ -280,19 +298,19 @@ class Drain {
       return failed(no_flows(targets_.front()));
     }
     result_.reason.clear();
-    if (options_.method == Method::close) {
-      result_.method = migrates_requests() ? Method::migrate : Method::close;
+    if (options_.method == DrainMethod::close) {
+      result_.method = migrates_requests() ? DrainMethod::migrate : DrainMethod::close;
     } else if (options_.dry_run) {
       auto method = choose_method(options_, result_.reason);
       if (!method) {
         return tl::unexpected(method.error());
       }
       result_.method = *method;
-    } else if (auto provider = Provider::find(descriptors())) {
+    } else if (auto provider = Provider::find(descriptors(), group_size())) {
       provider_ = std::make_unique<Provider>(std::move(*provider));
-      result_.method = provider_->by_bpf() ? Method::option_bpf : Method::option;
-    } else if (is_shortage(provider.error().errnum) || provider.error().errnum == EMFILE) {
-      return failed(provider.error());  // does not tell that the option cannot be had
+      result_.method = provider_->by_bpf() ? DrainMethod::option_bpf : DrainMethod::option;
+    } else if (tells_nothing(provider.error())) {
+      return failed(provider.error());
     } else {
       return fall_back(provider.error());
     }
@@ -300,12 +318,12 @@ class Drain {
   }
 
   Done fall_back(const Failure& why) {
-    if (options_.method == Method::option || options_.require) {
+    if (options_.method == DrainMethod::option || options_.require) {
       return failed(why);
     }
     provider_.reset();
     result_.reason = why.line();
-    result_.method = migrates_requests() ? Method::migrate : Method::close;
+    result_.method = migrates_requests() ? DrainMethod::migrate : DrainMethod::close;
     return needs_signal();
   }
 
@@ -315,11 +333,12 @@ class Drain {
     if (drains(result_.method) || options_.signal) {
       return {};
     }
-    return failed(Failure(options_.method == Method::automatic ? Exit::unsupported : Exit::usage,
-                          fmt::format("method {} relies on the server's own shutdown: name the "
-                                      "signal for it with --signal",
-                                      to_string(result_.method)),
-                          result_.reason));
+    return failed(
+        Failure(options_.method == DrainMethod::automatic ? Exit::unsupported : Exit::usage,
+                fmt::format("method {} relies on the server's own shutdown: name the "
+                            "signal for it with --signal",
+                            to_string(result_.method)),
+                result_.reason));
   }
 
   [[nodiscard]] bool has_datagrams() const {
@@ -560,7 +579,7 @@ class Drain {
       record();
     } else if (options_.at_deadline == AtDeadline::signal && options_.signal) {
       return {};
-    } else if (result_.method == Method::option_bpf) {
+    } else if (result_.method == DrainMethod::option_bpf) {
       failure.hint = "the old listeners get new connections again";
     } else if (core_) {
       failure.hint = "the old listeners are STANDBY: drain again, or switch them on";
@@ -736,7 +755,7 @@ class Drain {
   // --- signal, wait ---
 
   Done signal_and_wait() {
-    const bool ends_with_us = result_.method == Method::option_bpf;
+    const bool ends_with_us = result_.method == DrainMethod::option_bpf;
     if (!options_.signal && !ends_with_us) {
       return {};  // drained, and STANDBY: ending the server now loses nothing
     }
@@ -805,7 +824,7 @@ class Drain {
   }
 
   [[nodiscard]] Failure not_ended() const {
-    const bool listens = !result_.ended && result_.method == Method::option_bpf;
+    const bool listens = !result_.ended && result_.method == DrainMethod::option_bpf;
     Failure failure(Exit::deadline,
                     result_.signalled
                         ? fmt::format("process {} has not ended after {}", server_->pid(),
@@ -835,7 +854,7 @@ class Drain {
   };
 
   /// An address for which the list of sockets, read anew, has no newcomer.
-  [[nodiscard]] Outcome<std::optional<Uncovered>> uncovered() const {
+  [[nodiscard]] Expected<std::optional<Uncovered>> uncovered() const {
     Selection all = selection_;
     all.pid.reset();
     all.inode.reset();
@@ -903,7 +922,7 @@ class Drain {
   }
 
   /// The exit code of @p command; 124 if it was killed at the deadline, as with timeout(1).
-  Outcome<int> run_shell(const std::string& command, const Children::Environment& env) {
+  Expected<int> run_shell(const std::string& command, const Children::Environment& env) {
     constexpr int timed_out = 124;
     const auto child = around_.children.start(shell(command), env);
     if (!child) {
@@ -913,7 +932,8 @@ class Drain {
       const bool stop = !wait(poll_most);
       if (stop || (Clock::now() >= deadline_ && child->running())) {
         end_group(*child, around_.children, around_.waiter);
-        return stop ? Outcome<int>(tl::unexpected(around_.waiter.why())) : Outcome<int>(timed_out);
+        return stop ? Expected<int>(tl::unexpected(around_.waiter.why()))
+                    : Expected<int>(timed_out);
       }
       if (core_) {
         static_cast<void>(core_->look());  // lets go of what the server has closed
@@ -960,27 +980,27 @@ std::string would(const DrainResult& result) {
 
 }  // namespace
 
-Outcome<Method> choose_method(const DrainOptions& options, std::string& reason) {
-  if (options.method == Method::close) {
-    return migrates_requests() ? Method::migrate : Method::close;
+Expected<DrainMethod> choose_method(const DrainOptions& options, std::string& reason) {
+  if (options.method == DrainMethod::close) {
+    return migrates_requests() ? DrainMethod::migrate : DrainMethod::close;
   }
   const auto by_bpf = try_provider();
   if (by_bpf) {
-    return *by_bpf ? Method::option_bpf : Method::option;
+    return *by_bpf ? DrainMethod::option_bpf : DrainMethod::option;
   }
-  if (options.method == Method::option || options.require) {
+  if (options.method == DrainMethod::option || options.require || tells_nothing(by_bpf.error())) {
     return tl::unexpected(by_bpf.error());
   }
   reason = by_bpf.error().line();
-  return migrates_requests() ? Method::migrate : Method::close;
+  return migrates_requests() ? DrainMethod::migrate : DrainMethod::close;
 }
 
-Outcome<DrainResult> drain(const DrainOptions& options, const ProcessPtr& server,
-                           const Surroundings& around) {
+Expected<DrainResult> drain(const DrainOptions& options, const ProcessPtr& server,
+                            const Surroundings& around) {
   return Drain(options, server, around).run();
 }
 
-Outcome<Exit> drain_command(const DrainOptions& options, const Output& out) {
+Expected<Exit> drain_command(const DrainOptions& options, const Output& out) {
   auto server = Process::open(*options.selection.pid);
   if (!server) {
     return failed(server.error());

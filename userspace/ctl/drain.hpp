@@ -32,11 +32,11 @@
 
 namespace reuseport::ctl {
 
-enum class Method : std::uint8_t { automatic, option, option_bpf, migrate, close };
-[[nodiscard]] const char* to_string(Method method);
+enum class DrainMethod : std::uint8_t { automatic, option, option_bpf, migrate, close };
+[[nodiscard]] const char* to_string(DrainMethod method);
 /// Whether the method counts what is left and waits for it.
-[[nodiscard]] constexpr bool drains(Method method) {
-  return method == Method::option || method == Method::option_bpf;
+[[nodiscard]] constexpr bool drains(DrainMethod method) {
+  return method == DrainMethod::option || method == DrainMethod::option_bpf;
 }
 
 /// What to do with listeners that still have connections at the deadline.
@@ -48,7 +48,7 @@ enum class AtDeadline : std::uint8_t {
 
 struct DrainOptions {
   Selection selection;  ///< further narrows; its pid is the server's
-  Method method = Method::automatic;
+  DrainMethod method = DrainMethod::automatic;
   bool require = false;  ///< do not fall back to a method that does not drain
   std::chrono::milliseconds timeout{30'000};
   std::string ready;                       ///< run by /bin/sh until it exits 0, before anything
@@ -77,7 +77,7 @@ struct Drained {
 };
 
 struct DrainResult {
-  Method method = Method::close;
+  DrainMethod method = DrainMethod::close;
   std::string reason;    ///< why no better method was used
   bool drained = false;  ///< nothing was left: closing loses nothing
   bool signalled = false;
@@ -118,16 +118,16 @@ struct Surroundings {
 /// Runs a drain. On failure every listener has its old mode again, except at the deadline (exit 6):
 /// see DrainOptions::at_deadline.
 /// @param server  the old process, held by a pidfd since it was chosen
-[[nodiscard]] Outcome<DrainResult> drain(const DrainOptions& options, const ProcessPtr& server,
-                                         const Surroundings& around);
+[[nodiscard]] Expected<DrainResult> drain(const DrainOptions& options, const ProcessPtr& server,
+                                          const Surroundings& around);
 
 /// The command: runs drain(), stops on a signal, prints the result. Exit::undrained if the method
 /// does not drain.
-[[nodiscard]] Outcome<Exit> drain_command(const DrainOptions& options, const Output& out);
+[[nodiscard]] Expected<Exit> drain_command(const DrainOptions& options, const Output& out);
 
 /// The method that @p options select in this network namespace, and in @p reason why no better one.
 /// Exit::unsupported, Exit::permission: the requested method does not work.
-[[nodiscard]] Outcome<Method> choose_method(const DrainOptions& options, std::string& reason);
+[[nodiscard]] Expected<DrainMethod> choose_method(const DrainOptions& options, std::string& reason);
 
 }  // namespace reuseport::ctl
 

@@ -8,13 +8,13 @@
 
 namespace reuseport::ctl {
 
-const char* to_string(Method method) {
+const char* to_string(DrainMethod method) {
   switch (method) {
-    case Method::automatic: return "auto";
-    case Method::option: return "option";
-    case Method::option_bpf: return "option-bpf";
-    case Method::migrate: return "migrate";
-    case Method::close: break;
+    case DrainMethod::automatic: return "auto";
+    case DrainMethod::option: return "option";
+    case DrainMethod::option_bpf: return "option-bpf";
+    case DrainMethod::migrate: return "migrate";
+    case DrainMethod::close: break;
   }
   return "close";
 }
@@ -95,7 +95,7 @@ std::string DrainResult::text() const {
     if (flows_without_room) {
       out += "not counted: UDP flows for which there was no room\n";
     }
-  } else if (method == Method::migrate) {
+  } else if (method == DrainMethod::migrate) {
     out += "not drained: the kernel moves what is left to other listeners (tcp_migrate_req)\n";
   } else {
     fmt::format_to(std::back_inserter(out),

@@ -16,7 +16,7 @@ namespace reuseport::ctl {
 
 namespace {
 
-Outcome<Fd> open_path(const std::string& path, int flags, const std::string& what) {
+Expected<Fd> open_path(const std::string& path, int flags, const std::string& what) {
   Fd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | flags));
   if (!fd) {
     return failed(Error{"open(" + path + ")", errno, what});

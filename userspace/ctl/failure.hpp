@@ -43,8 +43,8 @@ struct Failure {
 };
 
 template <typename T>
-using Outcome = tl::expected<T, Failure>;
-using Done = Outcome<void>;
+using Expected = tl::expected<T, Failure>;
+using Done = Expected<void>;
 
 /// Passes on an Error or a Failure.
 inline tl::unexpected<Failure> failed(const Error& error, const std::string& what = {}) {

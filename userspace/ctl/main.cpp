@@ -88,8 +88,9 @@ void add_selection(CLI::App* app, Selection& s) {
   app->add_flag("--udp", s.udp, "only UDP");
 }
 
-const std::map<std::string, Method> methods = {
-    {"auto", Method::automatic}, {"option", Method::option}, {"close", Method::close}};
+const std::map<std::string, DrainMethod> methods = {{"auto", DrainMethod::automatic},
+                                                    {"option", DrainMethod::option},
+                                                    {"close", DrainMethod::close}};
 
 /// What drain and restart have in common.
 template <typename Options>
@@ -198,10 +199,20 @@ Done require_selection(const Selection& s, const char* command) {
   return {};
 }
 
+/// `close` never drains.
+template <typename Options>
+Done require_drain(const Options& options) {
+  if (options.require && options.method == DrainMethod::close) {
+    return failed(Failure(Exit::usage, "--require excludes --method close",
+                          "close does not drain: leave out one of them"));
+  }
+  return {};
+}
+
 /// The commands of the option by BPF.
-void declare_option(CLI::App& app, Arguments& a, std::function<Outcome<int>()>& run) {
-  const auto code = [](const Done& done) -> Outcome<int> {
-    return done ? Outcome<int>(0) : Outcome<int>(tl::unexpected(done.error()));
+void declare_option(CLI::App& app, Arguments& a, std::function<Expected<int>()>& run) {
+  const auto code = [](const Done& done) -> Expected<int> {
+    return done ? Expected<int>(0) : Expected<int>(tl::unexpected(done.error()));
   };
   auto* enable = app.add_subcommand(
       "enable",
@@ -244,9 +255,9 @@ void declare_option(CLI::App& app, Arguments& a, std::function<Outcome<int>()>& 
 }
 
 /// Declares all commands; the chosen one sets @p run.
-void declare(CLI::App& app, Arguments& a, std::function<Outcome<int>()>& run) {
-  const auto code = [](const Done& done) -> Outcome<int> {
-    return done ? Outcome<int>(0) : Outcome<int>(tl::unexpected(done.error()));
+void declare(CLI::App& app, Arguments& a, std::function<Expected<int>()>& run) {
+  const auto code = [](const Done& done) -> Expected<int> {
+    return done ? Expected<int>(0) : Expected<int>(tl::unexpected(done.error()));
   };
   app.require_subcommand(1);
   app.fallthrough();
@@ -259,9 +270,9 @@ void declare(CLI::App& app, Arguments& a, std::function<Outcome<int>()>& run) {
   auto* probe = app.add_subcommand("probe", "what this kernel supports");
   probe->add_flag("--behaviour", a.behaviour, "also test on loopback that OFF means off");
   probe->callback([&] {
-    run = [&]() -> Outcome<int> {
+    run = [&]() -> Expected<int> {
       const auto exit = probe_command(a.behaviour, a.out);
-      return exit ? Outcome<int>(static_cast<int>(*exit)) : tl::unexpected(exit.error());
+      return exit ? Expected<int>(static_cast<int>(*exit)) : tl::unexpected(exit.error());
     };
   });
 
@@ -337,9 +348,12 @@ void declare(CLI::App& app, Arguments& a, std::function<Outcome<int>()>& run) {
   drain->add_flag("--allow-last", a.drain.allow_last, "even the last ON listener of an address");
   drain->add_flag("--dry-run", a.drain.dry_run, "only print what would be done");
   drain->callback([&] {
-    run = [&]() -> Outcome<int> {
+    run = [&]() -> Expected<int> {
+      if (const auto ok = require_drain(a.drain); !ok) {
+        return tl::unexpected(ok.error());
+      }
       const auto exit = drain_command(a.drain, a.out);
-      return exit ? Outcome<int>(static_cast<int>(*exit)) : tl::unexpected(exit.error());
+      return exit ? Expected<int>(static_cast<int>(*exit)) : tl::unexpected(exit.error());
     };
   });
 
@@ -368,12 +382,17 @@ void declare(CLI::App& app, Arguments& a, std::function<Outcome<int>()>& run) {
   restart->add_flag("--unit", a.restart.unit,
                     "in a systemd unit: start its server, or replace it; return when it serves");
   restart->add_flag("--dry-run", a.restart.dry_run, "only print what would be done");
-  restart->callback([&] { run = [&] { return supervise(a.restart, a.out); }; });
+  restart->callback([&] {
+    run = [&] {
+      const auto ok = require_drain(a.restart);
+      return ok ? supervise(a.restart, a.out) : tl::unexpected(ok.error());
+    };
+  });
 
   auto* help = app.add_subcommand("help", "describe a command and its options");
   help->add_option("topic", a.topic, "the command")->type_name("COMMAND");
   help->callback([&] {
-    run = [&]() -> Outcome<int> {
+    run = [&]() -> Expected<int> {
       const auto all = names_of(app);
       if (!a.topic.empty() && std::find(all.begin(), all.end(), a.topic) == all.end()) {
         return failed(unknown("command", a.topic, all));
@@ -416,7 +435,7 @@ int run_tool(int argc, char** argv) try {
   CLI::App app("Switch SO_REUSEPORT listeners off, and restart servers without losing connections.",
                "reuseportctl");
   Arguments arguments;
-  std::function<Outcome<int>()> run;
+  std::function<Expected<int>()> run;
   declare(app, arguments, run);
   try {
     app.parse(argc, argv);

@@ -34,7 +34,7 @@ Done find_option() {
   return failed(failure);
 }
 
-Outcome<reuseport_listen_info> info_of(const Target& target) {
+Expected<reuseport_listen_info> info_of(const Target& target) {
   reuseport_listen_info info{};
   if (const int got = reuseport_get_info(target.fd.get(), &info); got != 0) {
     return failed(Error{"getsockopt(SO_REUSEPORT_LISTEN_OFF)", -got, reuseport_hint(got)},

@@ -54,7 +54,7 @@ bool migrates_requests() {
   return (file >> value) && value != 0;
 }
 
-Outcome<Exit> probe_command(bool behaviour, const Output& out) {
+Expected<Exit> probe_command(bool behaviour, const Output& out) {
   const ProbeResult option = behaviour ? probe_behaviour() : probe();
   const bool migrate = migrates_requests();
   const std::array<Answer, 6> answers = {{

@@ -10,7 +10,7 @@ namespace reuseport::ctl {
 
 /// Prints what works here. Exit::unsupported if the option does not, after printing.
 /// @param behaviour  also tests on loopback that an OFF listener gets nothing
-[[nodiscard]] Outcome<Exit> probe_command(bool behaviour, const Output& out);
+[[nodiscard]] Expected<Exit> probe_command(bool behaviour, const Output& out);
 
 /// net.ipv4.tcp_migrate_req of this network namespace; false if the kernel lacks it.
 [[nodiscard]] bool migrates_requests();

@@ -55,7 +55,7 @@ Failure neither(const std::string& why, const Error& error) {
 
 }  // namespace
 
-Outcome<Provider> Provider::find(const std::vector<int>& fds) {
+Expected<Provider> Provider::find(const std::vector<int>& fds, option::GroupSize size) {
   Provider provider;
   std::string why;
   if (works_by_itself(why, provider.scope_)) {
@@ -73,7 +73,7 @@ Outcome<Provider> Provider::find(const std::vector<int>& fds) {
     provider.scope_ = true;
     return provider;
   }
-  auto session = option::Session::start(-1, option::GroupSize::normal, datagrams_by_cookie);
+  auto session = option::Session::start(-1, size, datagrams_by_cookie);
   if (!session) {
     return failed(neither(why, session.error()));
   }
@@ -118,13 +118,13 @@ void Provider::refresh() {
   }
 }
 
-Outcome<bool> try_provider() {
+Expected<bool> try_provider() {
   std::string why;
   if (bool by_bpf = false; works_by_itself(why, by_bpf)) {
     return false;
   }
   const auto probed = option::probe();
-  return probed ? Outcome<bool>(true) : failed(neither(why, probed.error()));
+  return probed ? Expected<bool>(true) : failed(neither(why, probed.error()));
 }
 
 }  // namespace reuseport::ctl

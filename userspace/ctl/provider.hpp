@@ -22,7 +22,8 @@ class Provider {
   /// hint explains both.
   /// @param fds  the listeners it is for; if enable() records their UDP flows, that scope provides
   ///             the option, whatever cgroup this program runs in
-  [[nodiscard]] static Outcome<Provider> find(const std::vector<int>& fds);
+  /// @param size  of their groups, if by BPF
+  [[nodiscard]] static Expected<Provider> find(const std::vector<int>& fds, option::GroupSize size);
 
   /// BPF for the time of this program: when it ends, every listener gets connections again.
   [[nodiscard]] bool by_bpf() const { return session_ != nullptr; }
@@ -41,7 +42,7 @@ class Provider {
 };
 
 /// Whether find() would succeed and, if so, whether by BPF. Leaves nothing loaded.
-[[nodiscard]] Outcome<bool> try_provider();
+[[nodiscard]] Expected<bool> try_provider();
 
 }  // namespace reuseport::ctl
 

@@ -113,7 +113,7 @@ bool View::of_stranger(const DiagSocket& s) const {
                       [this](const Holder& h) { return h.pid == server->pid(); });
 }
 
-Outcome<View> look(const Selection& selection, ProcessPtr server) {
+Expected<View> look(const Selection& selection, ProcessPtr server) {
   View view;
   if (selection.pid && !server) {
     auto opened = Process::open(*selection.pid);
@@ -190,7 +190,7 @@ Outcome<View> look(const Selection& selection, ProcessPtr server) {
   return view;
 }
 
-Outcome<std::vector<std::size_t>> select(const Selection& selection, const View& view) {
+Expected<std::vector<std::size_t>> select(const Selection& selection, const View& view) {
   std::vector<std::size_t> out;
   bool other_inode = false;
   for (std::size_t i = 0; i < view.sockets.size(); i++) {
@@ -215,7 +215,7 @@ Outcome<std::vector<std::size_t>> select(const Selection& selection, const View&
                             : "see reuseportctl list"));
 }
 
-Outcome<Chosen> look_and_select(const Selection& selection) {
+Expected<Chosen> look_and_select(const Selection& selection) {
   auto view = look(selection);
   if (!view) {
     return tl::unexpected(view.error());
@@ -238,13 +238,13 @@ bool Target::still_held() const {
   });
 }
 
-Outcome<Target> take(const DiagSocket& socket, const View& view, Processes& processes) {
+Expected<Target> take(const DiagSocket& socket, const View& view, Processes& processes) {
   auto who = view.holders.of(socket.inode);
   std::stable_partition(who.begin(), who.end(),
                         [&](const Holder& h) { return contains(view.tree, h.pid); });
   const std::string what = fmt::format("{} {}", to_string(socket.protocol), socket.local.str());
   if (who.empty()) {
-    if (view.holders.unreadable > 0) {
+    if (view.holders.may_be_more()) {
       return failed(Failure(Exit::permission,
                             fmt::format("{}: held by a process this user may not inspect", what),
                             "run as root or with CAP_SYS_PTRACE"));
@@ -285,8 +285,8 @@ Outcome<Target> take(const DiagSocket& socket, const View& view, Processes& proc
   return target;
 }
 
-Outcome<std::vector<Target>> take_selected(const Selection& selection, const View& view,
-                                           Processes& processes) {
+Expected<std::vector<Target>> take_selected(const Selection& selection, const View& view,
+                                            Processes& processes) {
   const auto chosen = select(selection, view);
   if (!chosen) {
     return tl::unexpected(chosen.error());

@@ -71,12 +71,12 @@ struct View {
 
 /// Takes a snapshot. With a pid, enters the network namespace of that process and stays in it.
 /// @param server  the process of Selection::pid if it is already held; fails if it has ended
-[[nodiscard]] Outcome<View> look(const Selection& selection, ProcessPtr server = {});
+[[nodiscard]] Expected<View> look(const Selection& selection, ProcessPtr server = {});
 
 /// Indices into View::sockets of the selected ones; fails if a selection was given and matches
 /// none.
-[[nodiscard]] Outcome<std::vector<std::size_t>> select(const Selection& selection,
-                                                       const View& view);
+[[nodiscard]] Expected<std::vector<std::size_t>> select(const Selection& selection,
+                                                        const View& view);
 
 struct Chosen {
   View view;
@@ -84,7 +84,7 @@ struct Chosen {
 };
 
 /// look() and select(), for commands that only read.
-[[nodiscard]] Outcome<Chosen> look_and_select(const Selection& selection);
+[[nodiscard]] Expected<Chosen> look_and_select(const Selection& selection);
 
 /// A socket of another process, and our duplicate of it.
 struct Target {
@@ -101,14 +101,14 @@ struct Target {
 };
 
 /// Duplicates @p socket from a holder, if possible one in the view's tree.
-[[nodiscard]] Outcome<Target> take(const DiagSocket& socket, const View& view,
-                                   Processes& processes);
+[[nodiscard]] Expected<Target> take(const DiagSocket& socket, const View& view,
+                                    Processes& processes);
 
 /// Duplicates all selected sockets. Unless @p selection names them by more than a process, skips
 /// UDP sockets without SO_REUSEPORT, which are clients, and listeners of strangers. With
 /// Selection::reuseport_only, skips every socket without SO_REUSEPORT.
-[[nodiscard]] Outcome<std::vector<Target>> take_selected(const Selection& selection,
-                                                         const View& view, Processes& processes);
+[[nodiscard]] Expected<std::vector<Target>> take_selected(const Selection& selection,
+                                                          const View& view, Processes& processes);
 
 }  // namespace reuseport::ctl
 

@@ -9,7 +9,7 @@
 
 namespace reuseport::ctl {
 
-Outcome<Served> served_by(const ProcessPtr& server, bool reuseport_only) {
+Expected<Served> served_by(const ProcessPtr& server, bool reuseport_only) {
   Selection selection;
   selection.pid = server->pid();
   selection.reuseport_only = reuseport_only;

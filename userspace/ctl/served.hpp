@@ -18,7 +18,7 @@ struct Served {
 
 /// What @p server and its descendants listen on.
 /// @param reuseport_only  skip listeners without SO_REUSEPORT
-[[nodiscard]] Outcome<Served> served_by(const ProcessPtr& server, bool reuseport_only);
+[[nodiscard]] Expected<Served> served_by(const ProcessPtr& server, bool reuseport_only);
 
 /// What keeps @p now from taking over from @p old; empty: nothing.
 [[nodiscard]] std::string lacks(const Served& old, const Served& now);

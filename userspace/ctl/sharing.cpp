@@ -45,13 +45,15 @@ std::vector<pid_t> foreign_holders(std::uint64_t inode, const View& view, Proces
   return pids;
 }
 
-/// Whether @p pid runs this program as one of @p users, as root, or as our user.
+/// Whether @p pid runs this program, or another build of it, as one of @p users, as root, or as our
+/// user.
 bool same_program(pid_t pid, const std::set<uid_t>& users) {
   struct stat ours {};
   struct stat theirs {};
-  if (pid == ::getpid() || ::stat("/proc/self/exe", &ours) != 0 ||
-      ::stat(fmt::format("/proc/{}/exe", pid).c_str(), &theirs) != 0 ||
-      ours.st_dev != theirs.st_dev || ours.st_ino != theirs.st_ino) {
+  const bool same = ::stat("/proc/self/exe", &ours) == 0 &&
+                    ::stat(fmt::format("/proc/{}/exe", pid).c_str(), &theirs) == 0 &&
+                    ours.st_dev == theirs.st_dev && ours.st_ino == theirs.st_ino;
+  if (pid == ::getpid() || (!same && command_name(pid) != "reuseportctl")) {
     return false;
   }
   const auto process = Process::open(pid);
@@ -83,13 +85,16 @@ Done refuse_shared(const std::vector<Target>& targets, const View& view, Process
     failure.detail = {{"inode", t.socket.inode}, {"pids", others}};
     return failed(failure);
   }
-  if (view.holders.unreadable > 0 && !targets.empty()) {
+  if (view.holders.may_be_more() && !targets.empty()) {
     Failure failure(
         Exit::shared,
-        fmt::format("{} may be shared: this user may not inspect {} processes",
-                    targets.front().str(), view.holders.unreadable),
+        view.holders.hidden
+            ? fmt::format("{} may be shared: this user may not see the processes of others",
+                          targets.front().str())
+            : fmt::format("{} may be shared: this user may not inspect {} processes",
+                          targets.front().str(), view.holders.unreadable),
         "run as root or with CAP_SYS_PTRACE, or use --allow-shared if none of them holds it");
-    failure.detail = {{"unreadable", view.holders.unreadable}};
+    failure.detail = {{"unreadable", view.holders.unreadable}, {"hidden", view.holders.hidden}};
     return failed(failure);
   }
   return {};

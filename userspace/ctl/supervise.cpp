@@ -55,11 +55,11 @@ class Supervisor final : public LookingAfter {
   Supervisor(const RestartOptions& options, const Output& out, Signals signals)
       : LookingAfter(out, std::move(signals)), options_(options) {}
 
-  Outcome<int> run() {
+  Expected<int> run() {
     const auto first = replace({});
     if (!first) {
       end_all();
-      return stopping_ ? Outcome<int>(0) : Outcome<int>(tl::unexpected(first.error()));
+      return stopping_ ? Expected<int>(0) : Expected<int>(tl::unexpected(first.error()));
     }
     notify_.ready(serving());
     while (!stopping_ && current_->running()) {
@@ -89,7 +89,7 @@ class Supervisor final : public LookingAfter {
 
   /// Once, for a unit: the service manager looks after the server from then on.
   /// @param left  listeners of a server that has crashed
-  Outcome<int> run_in_unit(std::vector<Fd> left) {
+  Expected<int> run_in_unit(std::vector<Fd> left) {
     left_ = std::move(left);
     auto servers = servers_of_unit();
     if (!servers) {
@@ -102,7 +102,7 @@ class Supervisor final : public LookingAfter {
     const auto done = replace(olds);
     if (olds.empty() && !done) {
       end_all();
-      return stopping_ ? Outcome<int>(0) : Outcome<int>(tl::unexpected(done.error()));
+      return stopping_ ? Expected<int>(0) : Expected<int>(tl::unexpected(done.error()));
     }
     if (olds.empty()) {
       keep_listeners();
@@ -124,7 +124,7 @@ class Supervisor final : public LookingAfter {
           fmt::format("process {} serves, but the service manager was not told", current_->pid()),
           notify_.unsent()));
     }
-    return done ? Outcome<int>(static_cast<int>(loss_)) : tl::unexpected(done.error());
+    return done ? Expected<int>(static_cast<int>(loss_)) : tl::unexpected(done.error());
   }
 
   [[nodiscard]] Failure why() const override {
@@ -153,7 +153,7 @@ class Supervisor final : public LookingAfter {
   }
 
   /// Runs --ready once, no longer than until @p deadline and the end of @p child.
-  Outcome<bool> ask_ready(const Child& child, Clock::time_point deadline) {
+  Expected<bool> ask_ready(const Child& child, Clock::time_point deadline) {
     if (options_.ready.empty()) {
       return true;
     }
@@ -474,7 +474,7 @@ class Supervisor final : public LookingAfter {
 };
 
 /// The program that execvp(3) would run.
-Outcome<std::string> find_program(const std::string& name) {
+Expected<std::string> find_program(const std::string& name) {
   const char* path = std::getenv("PATH");
   std::istringstream folders(name.find('/') != std::string::npos ? ""
                              : path != nullptr                   ? path
@@ -487,10 +487,10 @@ Outcome<std::string> find_program(const std::string& name) {
     found = (folder.empty() ? "." : folder) + "/" + name;
     err = ::access(found.c_str(), X_OK) == 0 ? 0 : err;
   }
-  return err == 0 ? Outcome<std::string>(found) : failed(Error{"exec " + name, err, {}});
+  return err == 0 ? Expected<std::string>(found) : failed(Error{"exec " + name, err, {}});
 }
 
-Outcome<int> dry_run(const RestartOptions& options, const Output& out) {
+Expected<int> dry_run(const RestartOptions& options, const Output& out) {
   const auto program = find_program(options.command.front());
   if (!program) {
     return tl::unexpected(program.error());
@@ -516,11 +516,11 @@ Outcome<int> dry_run(const RestartOptions& options, const Output& out) {
 
 }  // namespace
 
-Outcome<int> supervise(const RestartOptions& options, const Output& out) {
+Expected<int> supervise(const RestartOptions& options, const Output& out) {
   if (options.dry_run) {
     return dry_run(options, out);
   }
-  if (options.method == Method::option || options.require) {
+  if (options.method == DrainMethod::option || options.require) {
     if (const auto ok = try_provider(); !ok) {
       return tl::unexpected(ok.error());
     }

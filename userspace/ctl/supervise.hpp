@@ -28,7 +28,7 @@ struct RestartOptions {
   std::chrono::milliseconds drain_timeout{30'000};
   std::chrono::milliseconds stop_timeout{90'000};  ///< after the signal; then SIGKILL. 0: never
   int signal = SIGTERM;
-  Method method = Method::automatic;
+  DrainMethod method = DrainMethod::automatic;
   bool require = false;  ///< as for drain, and the three below
   std::string before_signal;
   std::optional<std::size_t> connections;
@@ -44,7 +44,7 @@ struct RestartOptions {
 /// plus the signal if one killed it, 0 when asked to stop. With RestartOptions::unit, returns when
 /// CMD serves and is the main process of the unit: 0, or Exit::undrained or Exit::deadline if the
 /// old server ended undrained.
-[[nodiscard]] Outcome<int> supervise(const RestartOptions& options, const Output& out);
+[[nodiscard]] Expected<int> supervise(const RestartOptions& options, const Output& out);
 
 }  // namespace reuseport::ctl
 

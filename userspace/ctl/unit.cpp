@@ -29,7 +29,7 @@ std::string cgroup_of(const std::string& process) {
 
 }  // namespace
 
-Outcome<std::vector<Process>> servers_of_unit() {
+Expected<std::vector<Process>> servers_of_unit() {
   std::vector<Process> servers;
   const char* named = std::getenv("MAINPID");
   if (named == nullptr) {

@@ -14,7 +14,7 @@ namespace reuseport::ctl {
 /// and processes of the same cgroup that an interrupted reload has left: they have a listener in a
 /// group of the main process. Only the topmost process of each process tree. Stays in the network
 /// namespace of the main process. Empty without $MAINPID: the unit starts.
-[[nodiscard]] Outcome<std::vector<Process>> servers_of_unit();
+[[nodiscard]] Expected<std::vector<Process>> servers_of_unit();
 
 }  // namespace reuseport::ctl
 

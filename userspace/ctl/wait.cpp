@@ -45,7 +45,7 @@ std::string signal_name(int signum) {
   return name != nullptr ? std::string("SIG") + name : fmt::format("signal {}", signum);
 }
 
-Outcome<Signals> Signals::open(std::initializer_list<int> signals) {
+Expected<Signals> Signals::open(std::initializer_list<int> signals) {
   sigset_t set;
   ::sigemptyset(&set);
   for (const int s : signals) {

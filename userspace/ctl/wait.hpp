@@ -29,7 +29,7 @@ using Clock = std::chrono::steady_clock;
 /// closed output pipe does not stop a drain half-way.
 class Signals {
  public:
-  static Outcome<Signals> open(std::initializer_list<int> signals);
+  static Expected<Signals> open(std::initializer_list<int> signals);
 
   struct Signal {
     int number = 0;

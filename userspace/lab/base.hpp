@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-#pragma once
+#ifndef LAB_BASE_HPP
+#define LAB_BASE_HPP
 
 #include <fmt/format.h>
 
@@ -69,3 +70,5 @@ inline double to_seconds(std::int64_t ns) {
 }
 
 }  // namespace lab
+
+#endif  // LAB_BASE_HPP

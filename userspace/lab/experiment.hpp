@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-#pragma once
+#ifndef LAB_EXPERIMENT_HPP
+#define LAB_EXPERIMENT_HPP
 
 #include <cstdint>
 #include <functional>
@@ -83,3 +84,5 @@ void interrupt_experiments() noexcept;
 [[nodiscard]] bool interrupted() noexcept;
 
 }  // namespace lab
+
+#endif  // LAB_EXPERIMENT_HPP

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-#pragma once
+#ifndef LAB_METHOD_HPP
+#define LAB_METHOD_HPP
 
 #include <array>
 #include <cstdint>
@@ -109,3 +110,5 @@ inline std::optional<RestartMethod> parse_method(std::string_view name) {
 }
 
 }  // namespace lab
+
+#endif  // LAB_METHOD_HPP

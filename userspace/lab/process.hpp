@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-#pragma once
+#ifndef LAB_PROCESS_HPP
+#define LAB_PROCESS_HPP
 
 #include <sys/types.h>
 
@@ -60,3 +61,5 @@ struct Usage {
 Usage own_usage();
 
 }  // namespace lab
+
+#endif  // LAB_PROCESS_HPP

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-#pragma once
+#ifndef LAB_RUN_HPP
+#define LAB_RUN_HPP
 
 #include <cstdint>
 #include <string>
@@ -83,3 +84,5 @@ int sum_files(const std::vector<std::string>& files, std::uint64_t connections,
               std::uint64_t restarts);
 
 }  // namespace lab
+
+#endif  // LAB_RUN_HPP

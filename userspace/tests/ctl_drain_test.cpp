@@ -246,6 +246,13 @@ TEST_F(CtlTest, killed_by_sigkill_the_old_one_still_serves_when_the_newcomer_goe
   EXPECT_EQ(run({"drain", "--pid", pid_of(old), "--signal", "TERM", "--wait"}).code, 0);
 }
 
+/// By BPF nothing shows from outside whether the drain had switched already.
+void expect_newcomer_gone(const Ran& ran) {
+  EXPECT_TRUE(ran.code == 1 || (ran.code == 7 && !test::expect_supported())) << ran.err;
+  EXPECT_TRUE(ran.code == 7 || ran.err.find("the newcomer is gone") != std::string::npos)
+      << ran.err;
+}
+
 TEST_F(CtlTest, when_the_newcomer_dies_the_old_one_goes_on) {
   const Running old = server(1, "defer");
   const Fd client = connected();
@@ -254,11 +261,7 @@ TEST_F(CtlTest, when_the_newcomer_dies_the_old_one_goes_on) {
   auto drain = start_tool({"drain", "--pid", pid_of(old), "--signal", "TERM"});
   ASSERT_TRUE(test::eventually([&] { return at_work(drain, before); }));
   fresh.kill(SIGKILL);
-  const auto ran = drain.result();
-  // by BPF nothing shows from outside whether it had switched already
-  EXPECT_TRUE(ran.code == 1 || (ran.code == 7 && !test::expect_supported())) << ran.err;
-  EXPECT_TRUE(ran.code == 7 || ran.err.find("the newcomer is gone") != std::string::npos)
-      << ran.err;
+  expect_newcomer_gone(drain.result());
   EXPECT_EQ(::kill(old.pid(), 0), 0);
   if (test::expect_supported()) {
     EXPECT_EQ(modes(), (std::vector<std::string>{"on"}));
@@ -280,10 +283,7 @@ TEST_F(CtlTest, when_a_newcomer_of_a_wider_address_dies_the_old_one_goes_on) {
                              "60s", "--signal", "TERM"});
     ASSERT_TRUE(test::eventually([&] { return at_work(drain, before); })) << drain.peek().err;
     fresh.kill(SIGKILL);
-    const auto ran = drain.result();
-    EXPECT_TRUE(ran.code == 1 || (ran.code == 7 && !test::expect_supported())) << ran.err;
-    EXPECT_TRUE(ran.code == 7 || ran.err.find("the newcomer is gone") != std::string::npos)
-        << ran.err;
+    expect_newcomer_gone(drain.result());
     EXPECT_EQ(::kill(old.pid(), 0), 0);
     int error = 0;
     EXPECT_TRUE(how == "defer" || ask(&error) == old.pid()) << std::strerror(error);
@@ -315,6 +315,8 @@ TEST_F(StockCtl, a_shortage_is_waited_for_and_no_reason_to_close) {
               std::string::npos)
         << ran.err;
     EXPECT_EQ(::kill(old.pid(), 0), 0);
+    expect_refused({{"drain", "--dry-run", "--pid", pid_of(old), "--signal", "TERM"}, 1, "BPF"},
+                   [errnum] { refuse_bpf(errnum); });
   }
 }
 
@@ -500,6 +502,14 @@ TEST_F(CtlTest, what_must_not_be_looked_into_counts_as_shared) {
   auto allowed = args;
   allowed.emplace_back("--allow-shared");
   EXPECT_EQ(run(allowed, become_nobody).code, 0);
+  const auto hidden = [] {
+    if (!test::hide_processes()) {
+      ::_exit(125);
+    }
+    become_nobody();
+  };
+  expect_refused({args, 5, "may not see"}, hidden);
+  EXPECT_EQ(run(allowed, hidden).code, 0);
 }
 
 TEST_F(CtlTest, a_second_drain_says_who_is_at_it) {
@@ -523,6 +533,26 @@ TEST_F(CtlTest, a_second_drain_says_who_is_at_it) {
   EXPECT_EQ(first.result().code, 1);
   ASSERT_EQ(::send(client.get(), "x", 1, 0), 1);
   EXPECT_EQ(third.result().code, 0) << third.peek().err;
+}
+
+TEST_F(CtlTest, a_drain_by_another_build_is_known_as_one) {
+  const Running old = server(1, "defer");
+  const Fd client = connected();
+  const Running fresh = server(1, "defer");
+  const auto before = modes();
+  const std::string other = std::filesystem::temp_directory_path() / ("other" + pid_of(old));
+  std::filesystem::create_directory(other);
+  std::filesystem::copy(tool(), other + "/reuseportctl");
+  // by the shell, so that the process is called as the file is
+  const Running first(
+      {"/bin/sh", "-c", "exec \"$0\" drain --pid $1", other + "/reuseportctl", pid_of(old)});
+  EXPECT_TRUE(test::eventually([&] { return at_work(first, before); }));
+  const auto second =
+      run({"drain", "--timeout", "300ms", "--pid", pid_of(old), "--signal", "TERM"});
+  EXPECT_EQ(second.code, 6) << second.err;
+  EXPECT_NE(second.err.find("process " + pid_of(first) + " (reuseportctl)"), std::string::npos)
+      << second.err;
+  std::filesystem::remove_all(other);
 }
 
 TEST_F(CtlTest, a_newcomer_of_a_wider_address_is_judged_as_the_kernel_routes) {
@@ -773,6 +803,22 @@ TEST_F(CtlTest, thousands_of_listeners_find_their_newcomers_in_time) {
                        allow_20000_files);
   EXPECT_EQ(ran.code, 0) << ran.err;
   EXPECT_EQ(ran.doc()["drain"]["listeners"].size(), static_cast<std::size_t>(thousands));
+}
+
+// More than BPF has room for, if not told that groups are large.
+TEST_F(CtlTest, a_thousand_listeners_of_one_group_are_drained_in_time) {
+  if (::geteuid() != 0) {
+    GTEST_SKIP() << "needs root to open so many files";
+  }
+  const Running old = server(1000);
+  const Running fresh = server(2);
+  const auto ran =
+      run({"drain", "--json", "--timeout", "5", "--pid", pid_of(old), "--signal", "TERM", "--wait"},
+          allow_20000_files);
+  EXPECT_EQ(ran.code, 0) << ran.err;
+  EXPECT_EQ(ran.doc()["drain"]["method"], best());
+  EXPECT_EQ(ran.doc()["drain"]["listeners"].size(), 1000U);
+  EXPECT_EQ(ask(), fresh.pid());
 }
 
 // 20,000 members of one user: more than one may have of those that are enabled for all.

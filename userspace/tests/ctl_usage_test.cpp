@@ -42,6 +42,8 @@ TEST_F(CtlTest, usage_errors) {
            {{"drain", "--pid", "1", "--timeout", "-1"}, 2, "--timeout"},
            {{"drain", "--pid", "1", "--timeout", "1 fortnight"}, 2, "--timeout"},
            {{"drain", "--pid", "1", "--method", "magic"}, 2, "magic"},
+           {{"drain", "--pid", "1", "--require", "--method", "close"}, 2, "--require"},
+           {{"restart", "--require", "--method", "close", "--", "true"}, 2, "--require"},
            {{"drain", "--pid", "1", "--on-deadline", "panic"}, 2, "panic"},
            {{"drain", "--pid", "1", "--wait"}, 2, "--signal"},
            {{"watch", "--count", "0"}, 2, "--count"},

@@ -822,6 +822,20 @@ TEST_F(DrainShared, who_may_not_be_looked_into_counts_if_it_is_an_ancestor) {
   }));
 }
 
+// The same, where /proc does not even list it.
+TEST_F(DrainShared, a_parent_that_proc_hides_counts) {
+  if (::geteuid() != 0) {
+    GTEST_SKIP() << "needs root to become somebody else";
+  }
+  EXPECT_TRUE(test::in_child([&] {
+    EXPECT_EQ(::setsid(), ::getpid());
+    EXPECT_TRUE(test::hide_processes());
+    EXPECT_EQ(::setresuid(65534, 65534, 65534), 0);
+    EXPECT_EQ(start_error(), EBUSY);
+    return true;
+  }));
+}
+
 TEST_F(DrainShared, strangers_who_may_not_be_looked_into_are_passed_over) {
   if (::geteuid() != 0) {
     GTEST_SKIP() << "needs root to become somebody else";

@@ -461,6 +461,7 @@ Result<Holders> find_holders(const std::vector<std::uint64_t>& inodes) {
   }
   std::sort(pids->begin(), pids->end());
   Holders out;
+  out.hidden = pids->empty() || pids->front() != 1;  // which every pid namespace has
   out.by_inode.reserve(inodes.size());
   for (const pid_t pid : *pids) {
     const Fd proc = open_proc(pid);

@@ -82,6 +82,10 @@ struct Holder {
 struct Holders {
   std::unordered_map<std::uint64_t, std::vector<Holder>> by_inode;  ///< each list sorted by pid, fd
   std::size_t unreadable = 0;  ///< processes whose descriptors this user may not see
+  bool hidden = false;         ///< this user does not even see the processes of others (hidepid=)
+
+  /// Whether a socket may have holders that are not listed here.
+  [[nodiscard]] bool may_be_more() const { return unreadable > 0 || hidden; }
 
   [[nodiscard]] const std::vector<Holder>& of(std::uint64_t inode) const;
 };

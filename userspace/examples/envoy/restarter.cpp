@@ -193,7 +193,7 @@ class Restarter final : public LookingAfter {
   Restarter(const Options& options, const Output& out, Signals signals)
       : LookingAfter(out, std::move(signals)), options_(options) {}
 
-  Outcome<int> run() {
+  Expected<int> run() {
     auto first = start(nullptr);
     Done ok = first ? until_ready(*first, nullptr) : Done{tl::unexpected(first.error())};
     if (!ok) {
@@ -201,7 +201,7 @@ class Restarter final : public LookingAfter {
         dismiss(first->child);
       }
       end_all();
-      return stopping_ ? Outcome<int>(0) : Outcome<int>(tl::unexpected(ok.error()));
+      return stopping_ ? Expected<int>(0) : Expected<int>(tl::unexpected(ok.error()));
     }
     current_ = *first;
     event("started", {{"pid", current_->pid()}, {"epoch", 0}});
@@ -259,7 +259,7 @@ class Restarter final : public LookingAfter {
   // --- start ---
 
   /// The next epoch of @p parent or, without one, the first of a new base id.
-  Outcome<Envoy> start(const Envoy* parent) {
+  Expected<Envoy> start(const Envoy* parent) {
     const std::string number = std::to_string(started_++);
     const int epoch = parent != nullptr ? parent->epoch + 1 : 0;
     std::vector<std::string> command = options_.command;
@@ -334,7 +334,7 @@ class Restarter final : public LookingAfter {
   // --- the version ---
 
   /// The output of @p program --hot-restart-version; "disabled" if it has no hot restart.
-  Outcome<std::string> version_of(const std::string& program) {
+  Expected<std::string> version_of(const std::string& program) {
     const std::string said = options_.directory + "/version";
     std::vector<std::string> command = shell(R"(exec "$@" >"$0" 2>&1)");
     command.insert(command.end(), {said, program});
@@ -362,7 +362,7 @@ class Restarter final : public LookingAfter {
   }
 
   /// Whether the running process can pass its sockets to the program that would be started now.
-  Outcome<bool> same_version() {
+  Expected<bool> same_version() {
     const auto next = version_of(options_.command.front());
     if (!next) {
       return tl::unexpected(next.error());
@@ -370,7 +370,7 @@ class Restarter final : public LookingAfter {
     const auto now = version_of(fmt::format("/proc/{}/exe", current_->pid()));
     if (!now) {
       out_.note(now.error().line() + ": side by side");
-      return stopping_ ? Outcome<bool>(tl::unexpected(why())) : Outcome<bool>(false);
+      return stopping_ ? Expected<bool>(tl::unexpected(why())) : Expected<bool>(false);
     }
     return *next == *now && *next != "disabled";
   }
@@ -460,7 +460,7 @@ class Restarter final : public LookingAfter {
 
   /// Drains the old one's listeners beside the newcomer's, waits for its connections, then sends
   /// TERM. At the deadline it sends TERM anyway, like Envoy's own hot restart, and reports that.
-  Outcome<DrainResult> retire() {
+  Expected<DrainResult> retire() {
     DrainOptions o;
     o.selection.reuseport_only = true;
     o.timeout = options_.drain_timeout;
@@ -663,7 +663,7 @@ int main_of(int argc, char** argv) try {
   options.directory = directory;
   auto signals = Signals::open({SIGHUP, SIGUSR1, SIGTERM, SIGINT, SIGQUIT, SIGCHLD});
   const auto code = signals ? Restarter(options, out, std::move(*signals)).run()
-                            : Outcome<int>(tl::unexpected(signals.error()));
+                            : Expected<int>(tl::unexpected(signals.error()));
   std::error_code ignored;
   std::filesystem::remove_all(directory, ignored);
   return code ? *code : fail(code.error());

@@ -59,7 +59,7 @@ answers() { [[ $(curl -s -m 5 -o /dev/null -w '%{http_code}' "http://$address:$p
 fault_crash_before() {
 	touch "$TMPDIR/good" "$TMPDIR/events"
 	"${at[@]}" "$ctl" restart --json --signal QUIT -- \
-		sh -c "[ -e $TMPDIR/good ] && exec $top/nginx/serve $port; exit 1" >"$TMPDIR/events" 2>>"$TMPDIR/ctl.log" &
+		sh -c '[ -e "$1" ] && exec "$2" "$3"; exit 1' - "$TMPDIR/good" "$top/nginx/serve" "$port" >"$TMPDIR/events" 2>>"$TMPDIR/ctl.log" &
 	local supervisor=$! i
 	serving "$supervisor"
 	rm "$TMPDIR/good"

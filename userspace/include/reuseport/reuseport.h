@@ -139,8 +139,8 @@ struct reuseport_drain_options {
    * Whether another process holds the socket too. A socket has one mode in all processes, so start
    * fails with -EBUSY if one does. NULL: start scans /proc/PID/fd once, about 50 us per process. A
    * process that this user may not inspect counts as a holder if it is an ancestor (other than
-   * process 1) or in the same session; other users' processes are skipped otherwise. Not called
-   * with REUSEPORT_CLOSE_ONLY.
+   * process 1) or in the same session; other users' processes are skipped otherwise. So does a
+   * parent that proc(5) hides (hidepid=2). Not called with REUSEPORT_CLOSE_ONLY.
    */
   int (*is_shared)(int fd, void* user);
   /* Replaces close(2), e.g. to take the descriptor out of tables first. */

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-#pragma once
+#ifndef LAB_LOAD_DISTURBANCE_HPP
+#define LAB_LOAD_DISTURBANCE_HPP
 
 #include <cstdint>
 #include <string>
@@ -43,3 +44,5 @@ std::string disturbance(const RunRecord& run, const LoadResult& load,
                         const DisturbanceLimits& limits);
 
 }  // namespace lab
+
+#endif  // LAB_LOAD_DISTURBANCE_HPP

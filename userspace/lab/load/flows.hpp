@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-#pragma once
+#ifndef LAB_LOAD_FLOWS_HPP
+#define LAB_LOAD_FLOWS_HPP
 
 #include <cstdint>
 
@@ -46,3 +47,5 @@ class Flow {
 };
 
 }  // namespace lab
+
+#endif  // LAB_LOAD_FLOWS_HPP

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-#pragma once
+#ifndef LAB_LOAD_HISTOGRAM_HPP
+#define LAB_LOAD_HISTOGRAM_HPP
 
 #include <algorithm>
 #include <array>
@@ -78,3 +79,5 @@ class Histogram {
 };
 
 }  // namespace lab
+
+#endif  // LAB_LOAD_HISTOGRAM_HPP

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-#pragma once
+#ifndef LAB_LOAD_LOAD_HPP
+#define LAB_LOAD_LOAD_HPP
 
 #include <atomic>
 #include <cstdint>
@@ -115,3 +116,5 @@ class Load {
 };
 
 }  // namespace lab
+
+#endif  // LAB_LOAD_LOAD_HPP

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-#pragma once
+#ifndef LAB_LOAD_LOOP_HPP
+#define LAB_LOAD_LOOP_HPP
 
 #include <netinet/in.h>
 
@@ -93,3 +94,5 @@ class LoadLoop {
 std::unique_ptr<LoadLoop> make_flow_loop(const LoadSpec& spec, Load& load);
 
 }  // namespace lab
+
+#endif  // LAB_LOAD_LOOP_HPP

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-#pragma once
+#ifndef LAB_NET_LINK_HPP
+#define LAB_NET_LINK_HPP
 
 #include <cstdint>
 #include <memory>
@@ -64,3 +65,5 @@ class Link {
 };
 
 }  // namespace lab
+
+#endif  // LAB_NET_LINK_HPP

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-#pragma once
+#ifndef LAB_NET_NETNS_HPP
+#define LAB_NET_NETNS_HPP
 
 #include <string>
 
@@ -32,3 +33,5 @@ class InNamespace {
 Result<void> set_sysctl(int ns, const std::string& name, const std::string& value);
 
 }  // namespace lab
+
+#endif  // LAB_NET_NETNS_HPP

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-#pragma once
+#ifndef LAB_NET_RELAY_HPP
+#define LAB_NET_RELAY_HPP
 
 #include <atomic>
 #include <cstdint>
@@ -37,3 +38,5 @@ class Relay {
 };
 
 }  // namespace lab
+
+#endif  // LAB_NET_RELAY_HPP

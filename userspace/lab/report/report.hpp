@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-#pragma once
+#ifndef LAB_REPORT_REPORT_HPP
+#define LAB_REPORT_REPORT_HPP
 
 #include <nlohmann/json.hpp>
 #include <string>
@@ -76,3 +77,5 @@ Result<void> plot(const std::string& json_path, const std::string& svg_path);
 Result<void> write_file(const std::string& path, const std::string& text);
 
 }  // namespace lab
+
+#endif  // LAB_REPORT_REPORT_HPP

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-#pragma once
+#ifndef LAB_SERVER_CONTROL_HPP
+#define LAB_SERVER_CONTROL_HPP
 
 #include <cstdint>
 #include <nlohmann/json.hpp>
@@ -88,3 +89,5 @@ class Generation {
 };
 
 }  // namespace lab
+
+#endif  // LAB_SERVER_CONTROL_HPP

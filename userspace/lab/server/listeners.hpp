@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-#pragma once
+#ifndef LAB_SERVER_LISTENERS_HPP
+#define LAB_SERVER_LISTENERS_HPP
 
 #include <vector>
 
@@ -28,3 +29,5 @@ Result<Fd> open_handover(std::uint32_t generation);
 Result<void> hand_over(int handover, const std::vector<int>& listeners);
 
 }  // namespace lab
+
+#endif  // LAB_SERVER_LISTENERS_HPP

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-#pragma once
+#ifndef LAB_SERVER_OPTION_BPF_HPP
+#define LAB_SERVER_OPTION_BPF_HPP
 
 #include <memory>
 #include <option/option.hpp>
@@ -38,3 +39,5 @@ class OptionByBpf {
 };
 
 }  // namespace lab
+
+#endif  // LAB_SERVER_OPTION_BPF_HPP

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-#pragma once
+#ifndef LAB_SERVER_SERVER_HPP
+#define LAB_SERVER_SERVER_HPP
 
 #include <cstdint>
 #include <string>
@@ -42,3 +43,5 @@ int run_churn(const ServerOptions& options);
 int run_socket_server(const ServerOptions& options);
 
 }  // namespace lab
+
+#endif  // LAB_SERVER_SERVER_HPP

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-#pragma once
+#ifndef LAB_SERVER_STAGE_HPP
+#define LAB_SERVER_STAGE_HPP
 
 #include <memory>
 
@@ -37,3 +38,5 @@ class Stage {
 };
 
 }  // namespace lab
+
+#endif  // LAB_SERVER_STAGE_HPP

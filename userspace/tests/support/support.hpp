@@ -94,6 +94,10 @@ inline constexpr int spread_over = 64;
 /// good: a seccomp filter (seccomp(2)). For a child, see in_child().
 [[nodiscard]] bool deny_option(int errnum);
 
+/// Another /proc from here on, which hides the processes of other users: proc(5), hidepid=2. For a
+/// child; needs root.
+[[nodiscard]] bool hide_processes();
+
 /// Runs @p body in a forked child; true when it exited with 0. Its own failures print.
 [[nodiscard]] bool in_child(const std::function<bool()>& body);
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The drain as a state machine. begin.cpp: add, start, undo; step.cpp: everything in between.
-#ifndef REUSEPORT_CORE_DRAIN_HPP
-#define REUSEPORT_CORE_DRAIN_HPP
+#ifndef REUSEPORT_CORE_ENGINE_HPP
+#define REUSEPORT_CORE_ENGINE_HPP
 
 #include <algorithm>
 #include <cstddef>
@@ -146,4 +146,4 @@ class Drain {
 
 }  // namespace reuseport::core
 
-#endif  // REUSEPORT_CORE_DRAIN_HPP
+#endif  // REUSEPORT_CORE_ENGINE_HPP
