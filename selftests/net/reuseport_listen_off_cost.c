@@ -79,11 +79,11 @@ do {									\
 #define mean_of(n, call)						\
 ({									\
 	long long __start = now_ns();					\
-	int nr;								\
+	int __n = n, nr;						\
 									\
-	for (nr = 0; nr < (n); nr++)					\
+	for (nr = 0; nr < __n; nr++)					\
 		ASSERT_EQ(0, call);					\
-	(now_ns() - __start) / (n);					\
+	(now_ns() - __start) / __n;					\
 })
 
 static long long shorter(long long a, long long b)
@@ -224,8 +224,10 @@ TEST_F_TIMEOUT(cost, all_of_a_group, 180)
 
 #define TAKE(k, call, alone_call)					\
 do {									\
-	cost[k].each = shorter(cost[k].each, mean_of(LARGE, call));		\
-	cost[k].alone = shorter(cost[k].alone, mean_of(one, alone_call)); \
+	typeof(*cost) *__c = &cost[k];					\
+									\
+	__c->each = shorter(__c->each, mean_of(LARGE, call));		\
+	__c->alone = shorter(__c->alone, mean_of(one, alone_call));	\
 } while (0)
 
 	for (i = 0; i < ROUNDS; i++) {
