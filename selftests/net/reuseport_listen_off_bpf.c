@@ -141,7 +141,7 @@ FIXTURE_TEARDOWN(bpf)
 	reach_by_index(variant->path, variant->type, self->port,	\
 		       self->member, n, mode)
 
-TEST_F(bpf, index_counts_those_which_can_be_chosen)
+TEST_F_TIMEOUT(bpf, index_counts_those_which_can_be_chosen, 120)
 {
 	int i, who;
 
@@ -273,7 +273,7 @@ TEST_F(bpf, selecting_an_off_member_is_enoent)
 /* A program may know what belongs to a flow of a UDP socket, whose mode is
  * about new ones.  A TCP connection that begins is always new.
  */
-TEST_F(bpf, selecting_for_a_flow)
+TEST_F_TIMEOUT(bpf, selecting_for_a_flow, 120)
 {
 	const bool udp = variant->type == SOCK_DGRAM;
 	static const int modes[] = { OFF, STANDBY };
