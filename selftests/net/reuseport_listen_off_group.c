@@ -406,6 +406,45 @@ TEST(reuseport_cleared_while_closed_and_on)
 	}
 }
 
+/* It keeps SO_REUSEPORT, and listens again where nobody else does: in a new
+ * group, and in its old mode.
+ */
+TEST(listens_again_on_another_port)
+{
+	const struct path *p;
+	int a, b, i, mode;
+
+	ASSERT_EQ(0, enter_netns());
+	ASSERT_EQ(0, write_file("/proc/sys/net/ipv4/tcp_migrate_req", "1"));
+	for (i = 0; i < 3 * NR_PATHS; i++) {
+		p = &paths[i / 3];
+		mode = i % 3;
+		a = new_member(p->bind, SOCK_STREAM);
+		ASSERT_LE(0, a);
+		ASSERT_EQ(0, listen(a, 16));
+		ASSERT_EQ(0, set_mode(a, mode));
+		b = open_member(p->any, SOCK_STREAM, local_port(a));
+		ASSERT_LE(0, b);
+
+		ASSERT_EQ(0, shutdown(a, SHUT_RD));
+		ASSERT_EQ(0, listen(a, 16));
+		EXPECT_NE(local_port(b), local_port(a));
+		EXPECT_NE(get_info(b).group_id, get_info(a).group_id);
+		EXPECT_EQ(mode, get_mode(a));
+		EXPECT_EQ(0, counts_differ(a, mode == ON, mode == STANDBY,
+					   mode == OFF));
+		EXPECT_EQ(0, counts_differ(b, 1, 0, 0));
+		if (mode == OFF) {
+			EXPECT_GT(0, dial(p->dst, SOCK_STREAM, local_port(a)));
+		} else {
+			EXPECT_LE(0, dial(p->dst, SOCK_STREAM, local_port(a)));
+			EXPECT_EQ(1, wait_queued(a, 1));
+		}
+		close(a);
+		close(b);
+	}
+}
+
 #define OPTMEM	"/proc/sys/net/core/optmem_max"
 
 /* A child that cannot be charged for the filter of its listener is freed as a
