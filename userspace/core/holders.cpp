@@ -199,10 +199,8 @@ int held_elsewhere(std::span<const std::uint64_t> inodes) noexcept {
       return held;
     }
   }
-  if (errno == 0 && search.parent_is_hidden()) {
-    return 1;
-  }
-  return -errno;
+  const int unread = errno;  // what readdir() said, before the next calls say something else
+  return unread == 0 && search.parent_is_hidden() ? 1 : -unread;
 }
 
 }  // namespace reuseport::core

@@ -45,8 +45,8 @@ std::vector<pid_t> foreign_holders(std::uint64_t inode, const View& view, Proces
   return pids;
 }
 
-/// Whether @p pid runs this program, or another build of it, as one of @p users, as root, or as our
-/// user.
+/// Whether @p pid runs this program, or by its name another build of it, as one of @p users, as
+/// root, or as our user. Nobody gains by the name: each of these may run the tool.
 bool same_program(pid_t pid, const std::set<uid_t>& users) {
   struct stat ours {};
   struct stat theirs {};

@@ -82,7 +82,9 @@ struct Holder {
 struct Holders {
   std::unordered_map<std::uint64_t, std::vector<Holder>> by_inode;  ///< each list sorted by pid, fd
   std::size_t unreadable = 0;  ///< processes whose descriptors this user may not see
-  bool hidden = false;         ///< this user does not even see the processes of others (hidepid=)
+  /// This user does not even see the processes of others (hidepid=): process 1 is not listed. Not
+  /// noticed where that one is this user's own.
+  bool hidden = false;
 
   /// Whether a socket may have holders that are not listed here.
   [[nodiscard]] bool may_be_more() const { return unreadable > 0 || hidden; }
