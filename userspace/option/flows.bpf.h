@@ -152,17 +152,20 @@ static __always_inline void uncharge_flow(u32 uid)
 		__sync_fetch_and_add(&user->flows, -1);
 }
 
-/* Not all flows of this user are known: a drain that waits for them goes on. */
-static __always_inline void note_full(struct flow_counts *counts,
-				      const struct flow *f)
+/*
+ * Not all flows of this user are known: a drain that waits for them goes on. By
+ * the coarse clock they would count as known up to a tick before they were.
+ */
+static __always_inline void note_full(struct flow_counts *counts, u32 uid)
 {
-	struct flow_user *user = user_of_flows(f->uid);
+	struct flow_user *user = user_of_flows(uid);
+	u64 now = bpf_ktime_get_ns();
 
 	__sync_fetch_and_add(&counts->full, 1);
 	if (user)
-		*(volatile u64 *)&user->full_last = f->last;
+		*(volatile u64 *)&user->full_last = now;
 	else
-		*(volatile u64 *)&counts->full_last = f->last;
+		*(volatile u64 *)&counts->full_last = now;
 }
 
 /*
@@ -231,7 +234,7 @@ static __always_inline void confirm(const struct flow_table *t,
 	if (p.placed)
 		bpf_map_delete_elem(&unconfirmed_flows, key);
 	else
-		note_full(p.counts, f);
+		note_full(p.counts, f->uid);
 }
 
 /* --- an incoming datagram --- */

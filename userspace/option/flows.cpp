@@ -17,6 +17,10 @@ std::chrono::milliseconds in_ms(std::uint64_t ns) {
   return std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::nanoseconds(ns));
 }
 
+std::chrono::milliseconds time_since(std::uint64_t since, std::uint64_t now) {
+  return in_ms(now > since ? now - since : 0);
+}
+
 /// Counts the flows of @p map per socket, without those that have been silent for longer than
 /// @p idle or, if they could not be confirmed, @p early.
 Status add_flows(int map, std::uint64_t now, std::uint64_t idle, std::uint64_t early,
@@ -46,10 +50,10 @@ Status add_flows(int map, std::uint64_t now, std::uint64_t idle, std::uint64_t e
 
 }  // namespace
 
-Result<std::uint64_t> flow_clock(const Object& object) {
+Result<FlowClock> flow_clock(const Object& object) {
   table::call call{};
   const auto ran = object.run("call_flow_clock", call);
-  return ran ? Result<std::uint64_t>(call.cookie) : tl::unexpected(ran.error());
+  return ran ? Result<FlowClock>({call.clock, call.coarse_clock}) : tl::unexpected(ran.error());
 }
 
 Status Object::begin_flows(const FlowOptions& options) const {
@@ -61,7 +65,7 @@ Status Object::begin_flows(const FlowOptions& options) const {
   table::flow_table t{};
   t.idle = static_cast<std::uint64_t>(
       std::chrono::nanoseconds(options.idle.value_or(default_idle)).count());
-  t.since = *now;
+  t.since = now->now;
   t.places = places;
   t.of_one_uid = places / 2;
   return write_flow_table(map("flow_table"), t);
@@ -92,7 +96,7 @@ Result<Flows> flows_of(const Object& object) {
   }
   Flows out;
   out.idle = in_ms(t->idle);
-  out.recorded_for = in_ms(*now - t->since);
+  out.recorded_for = time_since(t->since, now->coarse);
   out.max = t->places;
   const std::uint32_t zero = 0;
   table::flow_counts counts{};
@@ -103,12 +107,12 @@ Result<Flows> flows_of(const Object& object) {
   out.short_headers = counts.short_headers;
   const std::uint64_t idle = t->idle;
   // in this order: a flow that is confirmed in between is counted twice rather than not at all
-  if (auto ok = add_flows(object.map("unconfirmed_flows"), *now,
+  if (auto ok = add_flows(object.map("unconfirmed_flows"), now->coarse,
                           std::min<std::uint64_t>(idle, UNCONFIRMED_IDLE), idle, out.of);
       !ok) {
     return tl::unexpected(ok.error());
   }
-  if (auto ok = add_flows(object.map("flows"), *now, idle, idle, out.of); !ok) {
+  if (auto ok = add_flows(object.map("flows"), now->coarse, idle, idle, out.of); !ok) {
     return tl::unexpected(ok.error());
   }
   // flows of closed sockets do not count
@@ -136,7 +140,7 @@ Result<std::chrono::milliseconds> known_for(const Object& object, std::uint64_t 
   const std::uint64_t since = std::max({static_cast<std::uint64_t>(member.taken_in),
                                         static_cast<std::uint64_t>(user.full_last),
                                         static_cast<std::uint64_t>(counts.full_last)});
-  return std::min(all.recorded_for, in_ms(now > since ? now - since : 0));
+  return std::min(all.recorded_for, time_since(since, now));
 }
 
 }  // namespace reuseport::option

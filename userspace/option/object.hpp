@@ -138,10 +138,15 @@ class Object {
 [[nodiscard]] Result<table::flow_table> read_flow_table(int map);
 [[nodiscard]] Status write_flow_table(int map, const table::flow_table& t);
 
-/// The clock of flow::last and member::taken_in, in ns.
-[[nodiscard]] Result<std::uint64_t> flow_clock(const Object& object);
+/// The clocks of programs, in ns.
+struct FlowClock {
+  std::uint64_t now = 0;     ///< of flow_table::since, full_last and member::taken_in
+  std::uint64_t coarse = 0;  ///< of flow::last: never ahead of `now`, a tick or more behind it
+};
+[[nodiscard]] Result<FlowClock> flow_clock(const Object& object);
 
-/// How long all flows of a member have been known, at @p now of flow_clock(); @p all is flows_of().
+/// How long all flows of a member have been known, at @p now, FlowClock::coarse; @p all is
+/// flows_of(). Never too long.
 [[nodiscard]] Result<std::chrono::milliseconds> known_for(const Object& object,
                                                           std::uint64_t cookie, std::uint64_t now,
                                                           const Flows& all);

@@ -1435,7 +1435,7 @@ int call_begin(struct __sk_buff *skb)
 	return 0;
 }
 
-/* The clock of flows: in a time namespace, user space's clock differs. */
+/* The clocks of flows: in a time namespace, user space's clocks differ. */
 SEC("tc")
 int call_flow_clock(struct __sk_buff *skb)
 {
@@ -1443,7 +1443,8 @@ int call_flow_clock(struct __sk_buff *skb)
 
 	if (!call)
 		return -1;
-	call->cookie = bpf_ktime_get_coarse_ns();
+	call->coarse_clock = bpf_ktime_get_coarse_ns();
+	call->clock = bpf_ktime_get_ns();
 	return 0;
 }
 

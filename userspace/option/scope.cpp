@@ -560,7 +560,7 @@ Status record_anew(const Object& object) {
   if (!t || !now) {
     return tl::unexpected(t ? now.error() : t.error());
   }
-  t->since = *now;
+  t->since = now->now;
   return write_flow_table(map, *t);
 }
 
@@ -793,7 +793,7 @@ Result<std::optional<Flows>> count_flows_here() {
   for (const table::datagram& each : *sockets) {
     if (here && each.known != 0 && each.in_scope != 0 && each.attached != 0) {
       const auto found = all->of.find(each.cookie);
-      const auto known = known_for(*object, each.cookie, *now, *all);
+      const auto known = known_for(*object, each.cookie, now->coarse, *all);
       if (!known) {
         continue;  // it has just closed
       }

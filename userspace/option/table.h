@@ -97,6 +97,8 @@ struct call {
 	__u32 rcu_data;		/* ... offsets in .data..percpu */
 	__u32 fw_alloc;
 	__u32 unknown;		/* out: in the kernel's group, not in ours */
+	__u64 clock;		/* out, call_flow_clock(): ns of CLOCK_MONOTONIC ... */
+	__u64 coarse_clock;	/* ... and of CLOCK_MONOTONIC_COARSE */
 	struct reuseport_listen_info info;	/* out */
 };
 
@@ -155,7 +157,7 @@ struct flow_place {
 /* Written by user space only. */
 struct flow_table {
 	__u64 idle;		/* ns: idle timeout of a flow */
-	__u64 since;		/* when recording began, as `last` above */
+	__u64 since;		/* when recording began, ns of CLOCK_MONOTONIC */
 	__u32 places;
 	__u32 of_one_uid;
 };
@@ -163,14 +165,15 @@ struct flow_table {
 /* ... by programs only */
 struct flow_counts {
 	__u64 full;		/* datagrams whose flow got no place */
-	__u64 full_last;	/* ns: ... of the last one whose uid has no entry */
+	__u64 full_last;	/* ... the last one whose uid has no entry, as below */
 	__u64 short_headers;	/* ... without a flow but with a short QUIC header */
 	__u32 hand;		/* the place to try next */
 	__u32 unused;
 };
 
 struct flow_user {
-	__u64 full_last;	/* ns: when a flow of this uid last found no place */
+	/* when a flow of this uid last found no place, ns of CLOCK_MONOTONIC */
+	__u64 full_last;
 	__u32 flows;		/* confirmed */
 	__u32 unused;
 };
@@ -224,7 +227,7 @@ struct look {
  * Pinned with the maps. Programs of another version do not understand them: change
  * it with every struct above and with what programs do with them.
  */
-#define TABLE_VERSION	10
+#define TABLE_VERSION	11
 
 /* NOLINTEND(readability-identifier-naming) */
 
