@@ -2,6 +2,9 @@
 // The drain's rules, on any kernel: a table simulates the option, the listeners are real.
 #include <fcntl.h>
 #include <linux/capability.h>
+#include <linux/inet_diag.h>
+#include <linux/netlink.h>
+#include <linux/sock_diag.h>
 #include <sched.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
@@ -10,11 +13,50 @@
 
 #include <algorithm>
 #include <array>
+#include <cstring>
 #include <map>
+#include <optional>
 #include <vector>
 
 #include "reuseport/reuseport.hpp"
 #include "support/support.hpp"
+
+namespace {
+
+// An answer of sock_diag(7) that is in the queue of each netlink socket from the start, from a
+// sender that is not the kernel.
+struct ForgedAnswer {
+  nlmsghdr header;
+  inet_diag_msg socket;
+};
+std::optional<ForgedAnswer> forged;
+int delivered = 0;
+
+}  // namespace
+
+// The linker makes the library call this (-Wl,--wrap).
+// NOLINTBEGIN(bugprone-reserved-identifier,readability-identifier-naming)
+extern "C" {
+int __real_socket(int family, int type, int protocol);
+int __wrap_socket(int family, int type, int protocol) {
+  const int fd = __real_socket(family, type, protocol);
+  if (!forged || family != AF_NETLINK || fd < 0) {
+    return fd;
+  }
+  const reuseport::Fd sender(__real_socket(family, type, protocol));
+  sockaddr_nl to{};
+  to.nl_family = AF_NETLINK;
+  socklen_t len = sizeof(to);
+  auto* address = static_cast<sockaddr*>(static_cast<void*>(&to));
+  if (::bind(fd, address, len) == 0 && ::getsockname(fd, address, &len) == 0 &&
+      ::sendto(sender.get(), &*forged, sizeof(*forged), 0, address, len) ==
+          static_cast<ssize_t>(sizeof(*forged))) {
+    ++delivered;
+  }
+  return fd;
+}
+}
+// NOLINTEND(bugprone-reserved-identifier,readability-identifier-naming)
 
 namespace reuseport {
 namespace {
@@ -261,6 +303,28 @@ TEST_F(DrainRules, the_newcomer_is_looked_for_once_more_after_close) {
   const Report report = ended(drain);
   EXPECT_EQ(report.outcome, Outcome::unconfirmed);
   EXPECT_FALSE(report.lossless());
+}
+
+// Whoever has CAP_NET_ADMIN may send to a netlink socket, and need not be of this process.
+TEST_F(DrainRules, an_answer_that_the_kernel_did_not_send_is_no_newcomer) {
+  Drain drain = drain_of_old();
+  ASSERT_TRUE(drain.start());
+  newcomer_.reset();
+  provider_.say(fd_, 1);
+  sockaddr_in at{};
+  std::memcpy(&at, at_.get(), sizeof(at));
+  forged.emplace();
+  forged->header.nlmsg_len = sizeof(ForgedAnswer);
+  forged->header.nlmsg_type = SOCK_DIAG_BY_FAMILY;
+  forged->header.nlmsg_seq = 1;
+  forged->socket.idiag_family = AF_INET;
+  forged->socket.id.idiag_sport = at.sin_port;
+  forged->socket.id.idiag_src[0] = at.sin_addr.s_addr;
+  forged->socket.idiag_inode = ~0U;
+  const Report report = ended(drain);
+  forged.reset();
+  EXPECT_EQ(report.outcome, Outcome::unconfirmed);
+  EXPECT_GE(delivered, 1);
 }
 
 TEST_F(DrainRules, a_newcomer_in_another_namespace_is_none) {
