@@ -342,26 +342,37 @@ static void churner(const struct test *t, int nr, int index)
 		check_never_on(t, member[i]);
 }
 
-/* Whether it took a second SYN. Where the machine stood still for so long that
- * the first was merely answered late, the answer has the first one's timestamp,
- * and so the round trip is as long as that.
- */
-static bool syn_was_lost(int fd)
-{
-	struct tcp_info info;
-	socklen_t len = sizeof(info);
-
-	return !getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &len) &&
-	       info.tcpi_total_retrans && info.tcpi_rtt < SYN_TIMEOUT_US;
-}
-
 /* One connection, or datagram: a byte which is to come back. */
 struct call {
 	int fd;
 	char byte;
 	bool sent;
 	int err;
+	long long behind_us;	/* jiffies, at most, when it connected */
 };
+
+static long long clock_us(clockid_t clock)
+{
+	struct timespec ts;
+
+	clock_gettime(clock, &ts);
+	return ts.tv_sec * 1000000LL + ts.tv_nsec / 1000;
+}
+
+/* Whether it took a second SYN. Where the machine stood still for so long that
+ * the first was merely answered late, the answer has the first one's timestamp,
+ * and so the round trip is as long as that. The timer fires early if jiffies,
+ * and with them the coarse clock, were behind when it was set.
+ */
+static bool syn_was_lost(const struct call *call)
+{
+	struct tcp_info info;
+	socklen_t len = sizeof(info);
+
+	return !getsockopt(call->fd, IPPROTO_TCP, TCP_INFO, &info, &len) &&
+	       info.tcpi_total_retrans &&
+	       info.tcpi_rtt < SYN_TIMEOUT_US - call->behind_us;
+}
 
 /* Wait for it to be possible; an error is left for whom it concerns. */
 static int wait_fd(int fd, short events)
@@ -374,6 +385,7 @@ static int wait_fd(int fd, short events)
 static void begin(const struct test *t, struct call *call)
 {
 	struct linger linger = { .l_onoff = 1 };
+	long long coarse = clock_us(CLOCK_MONOTONIC_COARSE);
 	const char *ip = paths[t->path].dst;
 	socklen_t len;
 	union addr a;
@@ -402,6 +414,7 @@ static void begin(const struct test *t, struct call *call)
 	}
 	if (call->err == -EINPROGRESS)
 		call->err = 0;
+	call->behind_us = clock_us(CLOCK_MONOTONIC) - coarse;
 }
 
 static void ask(const struct test *t, struct call *call)
@@ -412,7 +425,7 @@ static void ask(const struct test *t, struct call *call)
 	if (!call->err)
 		call->err = socket_error(call->fd);
 	/* Before there is anything else that may be sent again. */
-	if (t->type == SOCK_STREAM && !call->err && syn_was_lost(call->fd))
+	if (t->type == SOCK_STREAM && !call->err && syn_was_lost(call))
 		add(&shared->syn_lost);
 	if (!call->err && !call->sent &&
 	    send(call->fd, &call->byte, 1, MSG_NOSIGNAL) != 1)
