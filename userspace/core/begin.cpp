@@ -261,10 +261,11 @@ int Drain::start(Time now) noexcept {
   unshared_ = false;
   fault_ = {};
   const Fault fault = begin();
-  if (fault && !is_passing(fault.errnum)) {
+  if (fault && !is_passing(fault.errnum) && !stuck()) {
     return fail(fault);
   }
-  phase_ = fault ? Phase::switching : Phase::draining;
+  const bool back = fault && !is_passing(fault.errnum);
+  phase_ = back ? Phase::undoing : fault ? Phase::switching : Phase::draining;
   if (fault) {
     fault_ = fault;
   }
@@ -274,7 +275,17 @@ int Drain::start(Time now) noexcept {
   started_ = now;
   constexpr Time never = std::numeric_limits<Time>::max();
   deadline_ = options_.timeout_ns > never - now ? never : now + options_.timeout_ns;
+  if (back) {
+    give_up_ = now + REUSEPORT_MS(1000);
+    return fail({fault.errnum, fault.call,
+                 "a listener could not be set back: step or undo tries that again", fault.fd});
+  }
   return 0;
+}
+
+bool Drain::stuck() const noexcept {
+  return std::any_of(entries_.begin(), entries_.end(),
+                     [](const Entry& e) { return e.open && e.switched; });
 }
 
 Fault Drain::end_undone(Time now) noexcept {

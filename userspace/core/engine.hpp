@@ -94,6 +94,7 @@ class Drain {
   [[nodiscard]] Fault switch_over() noexcept;
   [[nodiscard]] bool stays_served(const Entry& entry) const noexcept;
   Fault restore() noexcept;
+  [[nodiscard]] bool stuck() const noexcept;  ///< a listener has not its old mode
   Fault end_undone(Time now) noexcept;
 
   // step.cpp

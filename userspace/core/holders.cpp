@@ -10,6 +10,7 @@
 #include <cerrno>
 #include <charconv>
 #include <cstdint>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <string_view>
@@ -140,11 +141,36 @@ class Search {
   }
 
   [[nodiscard]] int look_into(int process, const char* name) const noexcept {
-    Directory fds(open_directory(process, "fd"));
+    bool any = false;
+    const int held = look_at(process, "fd", name, any);
+    if (held != 0 || any) {
+      return held;
+    }
+    // Where the first thread has ended, the others have the descriptors.
+    Directory tasks(open_directory(process, "task"));
+    if (!tasks.open()) {
+      return no_look(errno, process, name);
+    }
+    while (const char* task = tasks.next()) {
+      std::array<char, 64> fds{};
+      (void)std::snprintf(fds.data(), fds.size(), "task/%.40s/fd", task);
+      if (const int other = *task == '.' ? 0 : look_at(process, fds.data(), name, any);
+          other != 0 || any) {
+        return other;
+      }
+    }
+    return errno == 0 ? 0 : no_look(errno, process, name);
+  }
+
+  // @p any: set if there is a descriptor.
+  [[nodiscard]] int look_at(int process, const char* path, const char* name,
+                            bool& any) const noexcept {
+    Directory fds(open_directory(process, path));
     if (!fds.open()) {
       return no_look(errno, process, name);
     }
     while (const char* entry = fds.next()) {
+      any = any || *entry != '.';
       const std::uint64_t inode = socket_inode(fds.fd(), entry);
       if (inode != 0 && std::binary_search(inodes_.begin(), inodes_.end(), inode)) {
         return 1;

@@ -141,6 +141,7 @@ class Drain {
         return Obstacle{ok.error(), Lasts::a_moment};  // e.g. a child that is about to exec
       }
     }
+    learn_modes(view_, targets_, processes);
     if (auto obstacle = find_newcomers(processes)) {
       return obstacle;
     }
@@ -153,8 +154,14 @@ class Drain {
         return Obstacle{std::move(*stays), Lasts::for_good};
       }
     }
-    if (auto ok = ask_ready(); !ok) {
-      return Obstacle{ok.error(), Lasts::for_good};
+    if (!options_.ready.empty() && !ready_ && !options_.dry_run) {
+      // hold nothing while the user's command runs
+      provider_.reset();
+      targets_.clear();
+      if (auto ok = ask_ready(); !ok) {
+        return Obstacle{ok.error(), Lasts::for_good};
+      }
+      return try_to_begin();  // all of it may have changed meanwhile
     }
     preview();
     if (options_.dry_run) {
@@ -163,7 +170,7 @@ class Drain {
     if (!provider_ || options_.dry_run) {
       return std::nullopt;
     }
-    if (auto obstacle = provider_->by_bpf() ? other_by_bpf() : std::nullopt) {
+    if (auto obstacle = other_drain()) {
       return obstacle;
     }
     return start_core();
@@ -177,26 +184,33 @@ class Drain {
             Lasts::to_the_deadline};
   }
 
-  /// With BPF each drain knows only the modes it has set itself: two on one port would choose each
-  /// other's old listeners. Both hold their listeners by now, so at least one sees the other; the
-  /// older one goes first.
-  [[nodiscard]] std::optional<Obstacle> other_by_bpf() const {
+  /// Both hold their listeners by now, so at least one of two drains that began together sees the
+  /// other; the older one goes first. With BPF each knows only the modes it has set itself: two on
+  /// one port would choose each other's old listeners.
+  [[nodiscard]] std::optional<Obstacle> other_drain() const {
     std::set<std::pair<Protocol, std::uint16_t>> at;
+    std::vector<std::uint64_t> inodes;
+    std::set<uid_t> users;
     for (const Target& t : targets_) {
       at.emplace(t.socket.protocol, t.socket.local.port);
+      inodes.push_back(t.socket.inode);
+      users.insert(t.socket.uid);
     }
-    std::vector<std::uint64_t> inodes;
-    for (const DiagSocket& s : view_.sockets) {
-      if (at.contains({s.protocol, s.local.port})) {
-        inodes.push_back(s.inode);
+    if (provider_->by_bpf()) {
+      inodes.clear();
+      users.clear();
+      for (const DiagSocket& s : view_.sockets) {
+        if (at.contains({s.protocol, s.local.port})) {
+          inodes.push_back(s.inode);
+        }
       }
     }
-    if (const auto other = other_run(inodes, view_.holders)) {
+    if (const auto other = other_run(inodes, view_.holders, users)) {
       return taken_by(*other);
     }
     std::sort(inodes.begin(), inodes.end());
     const auto now = find_holders(inodes);
-    const auto other = now ? other_run(inodes, *now) : std::nullopt;
+    const auto other = now ? other_run(inodes, *now, users) : std::nullopt;
     return other && *other < ::getpid() ? std::optional(taken_by(*other)) : std::nullopt;
   }
 
@@ -431,12 +445,6 @@ class Drain {
   }
 
   Done ask_ready() {
-    if (options_.ready.empty() || ready_ || options_.dry_run) {
-      return {};
-    }
-    for (auto& t : targets_) {
-      t.fd.reset();  // hold nothing while the user's command runs
-    }
     Children::Environment env = {{"REUSEPORT_OLD_PID", std::to_string(server_->pid())}};
     if (newcomer_ != 0) {
       env.emplace_back("REUSEPORT_PID", std::to_string(newcomer_));
@@ -448,7 +456,7 @@ class Drain {
       }
       if (*said == 0) {
         ready_ = true;
-        break;
+        return {};
       }
       if (Clock::now() >= deadline_) {
         return failed(Failure(Exit::deadline, "--ready has not succeeded", "nothing was changed"));
@@ -457,7 +465,6 @@ class Drain {
         return failed(nothing_changed(around_.waiter.why()));
       }
     }
-    return take_again();
   }
 
   Done take_again() {
@@ -582,10 +589,23 @@ class Drain {
     } else if (result_.method == DrainMethod::option_bpf) {
       failure.hint = "the old listeners get new connections again";
     } else if (core_) {
-      failure.hint = "the old listeners are STANDBY: drain again, or switch them on";
+      failure.hint =
+          fmt::format("the old listeners are {}: drain again, or switch them on", modes_left());
     }
     failure.detail = detail();
     return failed(std::move(failure));
+  }
+
+  /// "standby", "off, with nobody but the newcomer": of those that are open, as last seen.
+  [[nodiscard]] std::string modes_left() const {
+    std::set<std::string> modes;
+    for (const Drained& d : result_.listeners) {
+      if (!d.closed) {
+        modes.insert(std::string(to_string(d.mode.value_or(Mode::on))) +
+                     (d.mode == Mode::off ? " (they do not take over if the newcomer ends)" : ""));
+      }
+    }
+    return modes.empty() ? "closed" : fmt::format("{}", fmt::join(modes, " and "));
   }
 
   Done undone(Failure failure) { return failed(set_back(std::move(failure))); }
@@ -858,11 +878,12 @@ class Drain {
     Selection all = selection_;
     all.pid.reset();
     all.inode.reset();
-    const auto view = look(all);
+    auto view = look(all);
     if (!view) {
       return tl::unexpected(view.error());
     }
     Processes processes;
+    learn_modes(*view, targets_, processes);
     const Newcomers newcomers = newcomers_in(*view, processes);
     for (std::size_t i = 0; i < targets_.size(); i++) {
       if (covers_[i] == Cover::none) {

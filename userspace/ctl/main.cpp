@@ -457,7 +457,8 @@ int run_tool(int argc, char** argv) try {
     return static_cast<int>(result.error().exit);
   }
   // restart writes a log; its exit code is the server's
-  return app.got_subcommand("restart") ? *result : finish(*result, arguments.out);
+  const bool serves = app.got_subcommand("restart") && !arguments.restart.dry_run;
+  return serves ? *result : finish(*result, arguments.out);
 } catch (const std::exception& e) {
   Output().note(e.what());
   return static_cast<int>(Exit::error);

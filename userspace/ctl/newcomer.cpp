@@ -3,11 +3,15 @@
 
 #include <fmt/format.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
+#include <cerrno>
 #include <cstring>
 #include <unordered_set>
+
+#include "option/option.hpp"
 
 namespace reuseport::ctl {
 
@@ -84,6 +88,29 @@ std::uint32_t key(const DiagSocket& s) {
 }
 
 }  // namespace
+
+void learn_modes(View& view, const std::vector<Target>& leaving, Processes& processes) {
+  if (::access(option::pins, F_OK) != 0 && errno == ENOENT) {
+    return;  // nothing is enabled
+  }
+  std::unordered_set<std::uint32_t> ports;
+  for (const Target& t : leaving) {
+    ports.insert(key(t.socket));
+  }
+  for (DiagSocket& s : view.sockets) {
+    if (s.info || !ports.contains(key(s))) {
+      continue;
+    }
+    const auto at = std::ranges::find_if(
+        leaving, [&](const Target& t) { return t.fd && t.socket.cookie == s.cookie; });
+    const auto other =
+        at == leaving.end() ? take(s, view, processes) : failed(Failure(Exit::error, ""));
+    const int fd = at != leaving.end() ? at->fd.get() : other ? other->fd.get() : -1;
+    if (const auto info = get_info(fd)) {
+      s.info = *info;
+    }
+  }
+}
 
 bool same_group(const DiagSocket& a, const DiagSocket& b) {
   return a.same_address(b) && a.v6only == b.v6only && a.uid == b.uid;

@@ -5,6 +5,7 @@
 #include <poll.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 
 #include "text.hpp"
@@ -20,6 +21,50 @@ int stdout_error = 0;
 bool terminal() {
   static const bool is = ::isatty(STDERR_FILENO) == 1;
   return is;
+}
+
+/// Lines for a person. A terminal that is stopped, or a pipe that nobody reads, must not stop the
+/// work: what it does not take within a second is lost, and a later line says how much.
+class Log {
+ public:
+  void write(std::string_view text) {
+    if (lost_ != 0 && !takes(0)) {
+      ++lost_;
+      return;
+    }
+    if (lost_ != 0) {
+      const auto all =
+          std::string(name) + std::to_string(lost_) + " lines were lost: nobody read\n";
+      lost_ = 0;
+      write(all);
+    }
+    while (!text.empty()) {
+      if (!takes(patience_ms)) {
+        ++lost_;
+        return;
+      }
+      const ssize_t n = ::write(STDERR_FILENO, text.data(), std::min(text.size(), at_once));
+      if (n < 0 && errno != EINTR && errno != EAGAIN) {
+        return;  // there is nobody to tell
+      }
+      text.remove_prefix(n > 0 ? static_cast<std::size_t>(n) : 0);
+    }
+  }
+
+ private:
+  static constexpr int patience_ms = 1000;
+  static constexpr std::size_t at_once = 4096;  // a pipe that poll(2) finds ready takes as much
+
+  static bool takes(int ms) {
+    pollfd ready{STDERR_FILENO, POLLOUT, 0};
+    return ::poll(&ready, 1, ms) != 0;
+  }
+  std::size_t lost_ = 0;
+};
+
+void log(std::string_view text) {
+  static Log log;
+  log.write(text);
 }
 
 /// 0, or the errno of what could not be written.
@@ -40,7 +85,7 @@ int write_all(int fd, std::string_view text) {
 void say(std::string_view before, std::string_view line, std::string_view after) {
   std::string all(before);
   all.append(name).append(visible(line)).append(after);
-  static_cast<void>(write_all(STDERR_FILENO, all));  // there is nobody to tell
+  log(all);
 }
 
 }  // namespace
@@ -70,7 +115,7 @@ void Output::progress(std::string_view line) const {
 
 void Output::end_progress() const {
   if (!quiet && terminal()) {
-    static_cast<void>(write_all(STDERR_FILENO, "\r\x1b[K"));
+    log("\r\x1b[K");
   }
 }
 

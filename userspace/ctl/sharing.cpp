@@ -16,7 +16,8 @@ namespace {
 
 /// Processes that hold @p inode but do not belong to the server: those outside of the view's tree
 /// or, without one, outside of the process tree of every holder.
-std::vector<pid_t> foreign_holders(std::uint64_t inode, const View& view, Processes& processes) {
+Expected<std::vector<pid_t>> foreign_holders(std::uint64_t inode, const View& view,
+                                             Processes& processes) {
   std::vector<pid_t> pids;
   for (const Holder& h : view.holders.of(inode)) {
     if (pids.empty() || pids.back() != h.pid) {
@@ -24,29 +25,36 @@ std::vector<pid_t> foreign_holders(std::uint64_t inode, const View& view, Proces
     }
   }
   if (view.server) {
-    std::erase_if(pids, [&](pid_t pid) {
+    std::vector<pid_t> foreign;
+    for (const pid_t pid : pids) {
       if (std::binary_search(view.tree.begin(), view.tree.end(), pid)) {
-        return true;
+        continue;
       }
       // it may have been forked, or have ended, since the view was taken
       const auto process = processes.of(pid);
-      return !process || (*process)->ended() || descends(**process, *view.server);
-    });
-    return pids;
+      if (!process && process.error().errnum != ESRCH) {
+        return failed(process.error(), fmt::format("process {} holds a listener", pid));
+      }
+      if (process && !(*process)->ended() && !descends(**process, *view.server)) {
+        foreign.push_back(pid);
+      }
+    }
+    return foreign;
   }
   for (const pid_t root : pids) {
     const auto tree = process_tree(root);
     if (tree && std::all_of(pids.begin(), pids.end(), [&](pid_t p) {
           return std::binary_search(tree->begin(), tree->end(), p);
         })) {
-      return {};  // one server and its workers
+      return std::vector<pid_t>{};  // one server and its workers
     }
   }
   return pids;
 }
 
-/// Whether @p pid runs this program, or by its name another build of it, as one of @p users, as
-/// root, or as our user. Nobody gains by the name: each of these may run the tool.
+/// Whether @p pid runs this program, or by its name another build of it, for one of @p users, for
+/// root, or for our user. Nobody gains by the name: each of these may run the tool. Only the real
+/// uid counts, for anybody may give a setuid program this name.
 bool same_program(pid_t pid, const std::set<uid_t>& users) {
   struct stat ours {};
   struct stat theirs {};
@@ -58,9 +66,8 @@ bool same_program(pid_t pid, const std::set<uid_t>& users) {
   }
   const auto process = Process::open(pid);
   const auto runs_as = process ? users_of(*process) : std::vector<uid_t>{};
-  return std::ranges::any_of(runs_as, [&](uid_t user) {
-    return user == 0 || user == ::geteuid() || users.contains(user);
-  });
+  return !runs_as.empty() &&
+         (runs_as.front() == 0 || runs_as.front() == ::getuid() || users.contains(runs_as.front()));
 }
 
 }  // namespace
@@ -69,12 +76,15 @@ Done refuse_shared(const std::vector<Target>& targets, const View& view, Process
   const pid_t self = ::getpid();
   for (const Target& t : targets) {
     auto others = foreign_holders(t.socket.inode, view, processes);
-    std::erase(others, self);  // our own duplicates
-    if (others.empty()) {
+    if (!others) {
+      return tl::unexpected(others.error());
+    }
+    std::erase(*others, self);  // our own duplicates
+    if (others->empty()) {
       continue;
     }
     std::string who;
-    for (const pid_t pid : others) {
+    for (const pid_t pid : *others) {
       who += fmt::format("{}{} ({})", who.empty() ? "" : ", ", pid, visible(command_name(pid)));
     }
     Failure failure(
@@ -82,7 +92,7 @@ Done refuse_shared(const std::vector<Target>& targets, const View& view, Process
         fmt::format("{} {} (socket {}) is shared with process {}", to_string(t.socket.protocol),
                     t.socket.local.str(), t.socket.inode, who),
         "the mode applies to every process that shares it; use --allow-shared to accept that");
-    failure.detail = {{"inode", t.socket.inode}, {"pids", others}};
+    failure.detail = {{"inode", t.socket.inode}, {"pids", *others}};
     return failed(failure);
   }
   if (view.holders.may_be_more() && !targets.empty()) {

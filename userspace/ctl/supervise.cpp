@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "supervise.hpp"
 
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <unistd.h>
 
@@ -49,6 +50,33 @@ DrainOptions drain_options(const RestartOptions& options) {
   o.at_deadline = AtDeadline::signal;  // while BPF still provides the option
   return o;
 }
+
+/// Whether a SIGHUP means that the terminal is gone: the kernel sends it to the foreground, and a
+/// shell passes it on to all its jobs.
+class Terminal {
+ public:
+  [[nodiscard]] bool is_lost(const Signals::Signal& hangup) {
+    if (!had_ || opens()) {
+      return hangup.from_kernel;
+    }
+    since_ = std::min(since_, Clock::now());
+    const pid_t session = ::getsid(hangup.sender);
+    const bool of_ours = hangup.sender == session_ || session == session_;
+    // the shell may have ended after it
+    return hangup.from_kernel || of_ours || (session < 0 && Clock::now() - since_ < shell_takes);
+  }
+
+ private:
+  static constexpr auto shell_takes = std::chrono::seconds(5);
+
+  static bool opens() {
+    const Fd tty(::open("/dev/tty", O_RDONLY | O_NOCTTY | O_NONBLOCK | O_CLOEXEC));
+    return tty || (errno != ENXIO && errno != EIO);
+  }
+  bool had_ = opens();
+  pid_t session_ = ::getsid(0);
+  Clock::time_point since_ = Clock::time_point::max();
+};
 
 class Supervisor final : public LookingAfter {
  public:
@@ -141,7 +169,7 @@ class Supervisor final : public LookingAfter {
   void take(const Signals::Signal& signal) override {
     switch (signal.number) {
       case SIGHUP:
-        if (signal.from_kernel) {
+        if (terminal_.is_lost(signal)) {
           out_.note("the terminal is gone; the server continues");
         } else {
           reload_ = true;
@@ -464,6 +492,7 @@ class Supervisor final : public LookingAfter {
     }
   }
 
+  Terminal terminal_;
   const RestartOptions& options_;
   std::optional<Child> current_;
   std::vector<Leaving> leaving_;

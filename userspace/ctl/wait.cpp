@@ -67,7 +67,8 @@ std::optional<Signals::Signal> Signals::wait(std::chrono::milliseconds time) {
   for (;;) {
     signalfd_siginfo info{};
     if (::read(fd_.get(), &info, sizeof(info)) == static_cast<ssize_t>(sizeof(info))) {
-      return Signal{static_cast<int>(info.ssi_signo), info.ssi_code == SI_KERNEL};
+      return Signal{static_cast<int>(info.ssi_signo), info.ssi_code == SI_KERNEL,
+                    static_cast<pid_t>(info.ssi_pid)};
     }
     const auto left = std::chrono::ceil<std::chrono::milliseconds>(until - Clock::now()).count();
     if (left <= 0) {

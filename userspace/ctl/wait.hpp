@@ -34,6 +34,7 @@ class Signals {
   struct Signal {
     int number = 0;
     bool from_kernel = false;  ///< no process sent it, e.g. a terminal hangup
+    pid_t sender = 0;          ///< 0: also one in another pid namespace
   };
   /// Waits up to @p time; returns the signal that came, or nothing.
   std::optional<Signal> wait(std::chrono::milliseconds time);

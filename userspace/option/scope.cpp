@@ -99,6 +99,21 @@ std::vector<std::string> pinned_maps() {
   return names;
 }
 
+/// What is ours is root's alone, or another user could replace it.
+Status check_owner(const std::string& path) {
+  struct stat at {};
+  if (::lstat(path.c_str(), &at) != 0) {
+    return fail("stat(" + path + ")", errno, errno == ENOENT ? "the option is not enabled" : "");
+  }
+  if (!S_ISDIR(at.st_mode) || (at.st_uid != 0 && at.st_uid != ::geteuid()) ||
+      (at.st_mode & (S_IWGRP | S_IWOTH)) != 0) {
+    return fail(path, EPERM,
+                "it must be a directory that only this user can write to: remove it, and mount "
+                "/sys/fs/bpf with mode=0700");
+  }
+  return {};
+}
+
 /// Makes sure that bpffs is mounted and has our directory, accessible to root only.
 Status make_directory() {
   struct statfs there {};
@@ -113,6 +128,9 @@ Status make_directory() {
     if (::mkdir((std::string(pins) + below).c_str(), 0700) != 0 && errno != EEXIST) {
       return fail("mkdir(" + std::string(pins) + below + ")", errno);
     }
+    if (auto ok = check_owner(std::string(pins) + below); !ok) {
+      return ok;
+    }
   }
   return {};
 }
@@ -120,6 +138,9 @@ Status make_directory() {
 /// One tool at a time; released with the descriptor. Units that start together wait for each other.
 /// ENOENT also if a disable() that held it has removed the directory: another may be there now.
 Result<Fd> lock() {
+  if (auto ok = check_owner(pins); !ok) {
+    return tl::unexpected(ok.error());
+  }
   Fd fd(::open(pins, O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (!fd) {
     return fail("open(" + std::string(pins) + ")", errno,
@@ -159,6 +180,10 @@ Result<Fd> make_and_lock() {
 }
 
 Result<std::optional<table::about>> read_about() {
+  if (auto ok = check_owner(pins);
+      !ok && ok.error().errnum != ENOENT && ok.error().errnum != EACCES) {
+    return tl::unexpected(ok.error());
+  }
   const Fd map = pinned("maps/about");
   if (!map) {
     return errno == ENOENT ? Result<std::optional<table::about>>(std::nullopt)

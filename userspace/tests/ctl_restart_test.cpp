@@ -20,10 +20,10 @@ using test::address;
 
 class RestartTest : public CtlTest {
  protected:
-  /// The supervisor over this program as a server. @p how may name a file to read the rest from.
-  Running supervise(std::vector<std::string> options, const std::string& how = "2",
-                    const std::function<void()>& before = {}, std::vector<std::string> env = {},
-                    const std::string& first = "") {
+  /// The command line of a supervisor over this program as a server. @p how may name a file to read
+  /// the rest from.
+  std::vector<std::string> supervisor(const std::vector<std::string>& options,
+                                      const std::string& how, const std::string& first = "") {
     std::vector<std::string> args = within_;
     args.insert(args.end(), {tool(), "restart", "--json"});
     args.insert(args.end(), options.begin(), options.end());
@@ -34,8 +34,13 @@ class RestartTest : public CtlTest {
              first + "CTL_TEST_SERVER=\"" + port() + " $(cat " + how_ + ")\" exec " + self()}) {
       args.push_back(a);
     }
+    return args;
+  }
+  Running supervise(const std::vector<std::string>& options, const std::string& how = "2",
+                    const std::function<void()>& before = {}, std::vector<std::string> env = {},
+                    const std::string& first = "") {
     env.push_back("NOTIFY_SOCKET=" + notify_);
-    return Running(std::move(args), before, env);
+    return Running(supervisor(options, how, first), before, env);
   }
   void TearDown() override {
     for (const std::string& path : {how_, notify_}) {
@@ -233,6 +238,41 @@ TEST_F(RestartTest, a_lost_terminal_is_no_order_to_restart) {
   EXPECT_EQ(r.peek().out.find("restarted"), std::string::npos) << r.peek().out;
   r.signal(SIGHUP);
   EXPECT_TRUE(saw(r, "restarted")) << "one that a process sends still is";
+}
+
+// An interactive shell passes it on to its jobs.
+TEST_F(RestartTest, nor_is_what_a_shell_makes_of_it) {
+  const Fd master(::posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC));
+  ASSERT_EQ(::grantpt(master.get()), 0);
+  ASSERT_EQ(::unlockpt(master.get()), 0);
+  const std::string name = ::ptsname(master.get());
+  std::string line;
+  for (const std::string& word : supervisor({"--method", "close"}, "2")) {
+    line += "'" + word + "' ";
+  }
+  line += "2>&9 & echo \"supervisor $!.\"\n";
+  Running r({"bash", "--norc", "--noediting", "-i"}, [&] {
+    ::setsid();
+    const int tty = ::open(name.c_str(), O_RDWR);
+    if (::ioctl(tty, TIOCSCTTY, 0) != 0 || ::dup2(STDERR_FILENO, 9) < 0 ||
+        ::dup2(tty, STDIN_FILENO) < 0 || ::dup2(tty, STDERR_FILENO) < 0) {
+      ::_exit(125);
+    }
+  });
+  ASSERT_EQ(::write(master.get(), line.data(), line.size()), static_cast<ssize_t>(line.size()));
+  ASSERT_TRUE(saw(r, "started")) << r.peek().err;
+  const std::string out = r.peek().out;
+  const pid_t supervisor = std::atoi(out.c_str() + out.find("supervisor ") + 11);
+  ASSERT_GT(supervisor, 1) << out;
+  const pid_t first = ask();
+  const_cast<Fd&>(master).reset();
+  EXPECT_TRUE(test::eventually([&] {
+    return r.peek().err.find("the terminal is gone") != std::string::npos || ask() != first;
+  })) << r.peek().err;
+  EXPECT_EQ(ask(), first);
+  EXPECT_EQ(r.peek().out.find("restarted"), std::string::npos) << r.peek().out;
+  EXPECT_EQ(::kill(supervisor, SIGTERM), 0);
+  EXPECT_TRUE(test::eventually([&] { return listeners().empty(); }));
 }
 
 TEST_F(RestartTest, sigquit_leaves_no_server_behind) {

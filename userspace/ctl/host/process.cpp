@@ -389,15 +389,21 @@ Status Process::signal(int signum) const {
 
 bool Process::still_holds(int fd, std::uint64_t inode) const {
   const std::string name = "fd/" + std::to_string(fd);
-  if (socket_behind(proc_.get(), name.c_str()) == inode) {
-    return true;
+  // what cannot be looked at may still be there
+  const auto may_be = [&](const std::string& path) {
+    errno = 0;
+    const auto behind = socket_behind(proc_.get(), path.c_str());
+    return behind ? *behind == inode : errno != 0 && errno != ENOENT && errno != ESRCH;
+  };
+  if (proc_ && may_be(name)) {
+    return !ended();
   }
   if (!proc_ || ended()) {
     return false;
   }
   const auto threads = live_threads(proc_.get());
   return threads.empty() || std::any_of(threads.begin(), threads.end(), [&](const auto& task) {
-           return socket_behind(proc_.get(), (task + "/" + name).c_str()) == inode;
+           return may_be(task + "/" + name);
          });
 }
 

@@ -13,7 +13,6 @@
 #include <array>
 #include <cerrno>
 #include <cstring>
-#include <set>
 #include <tuple>
 #include <unordered_map>
 
@@ -78,10 +77,11 @@ ssize_t receive(mnl_socket* socket, std::vector<std::byte>& buf) {
   }
 }
 
-/// @param torn  receives the ports whose sockets are split between two datagrams: there, a socket
-///              that leaves the list in between makes the kernel skip another
+/// @param split  set if the sockets do not fit in one datagram: between two, a socket that leaves
+/// the
+///               list makes the kernel skip another, of any port in the same bucket
 detail::Reply receive_all(mnl_socket* socket, std::uint32_t seq, detail::ReplyState& state,
-                          std::size_t buffer, std::set<std::uint16_t>* torn) {
+                          std::size_t buffer, bool* split) {
   std::vector<std::byte> buf(buffer);
   detail::Reply reply = detail::Reply::more;
 
@@ -94,9 +94,8 @@ detail::Reply receive_all(mnl_socket* socket, std::uint32_t seq, detail::ReplySt
     const std::size_t before = state.out->size();
     reply = detail::parse_reply({buf.data(), static_cast<std::size_t>(n)}, seq,
                                 mnl_socket_get_portid(socket), state);
-    if (torn != nullptr && before > 0 && state.out->size() > before &&
-        (*state.out)[before - 1].local.port == (*state.out)[before].local.port) {
-      torn->insert((*state.out)[before].local.port);
+    if (split != nullptr && before > 0 && state.out->size() > before) {
+      *split = true;
     }
   }
   return reply;
@@ -149,7 +148,7 @@ Status SockDiag::reopen() {
 
 Status SockDiag::dump(Protocol protocol, sa_family_t family, std::uint32_t states,
                       std::uint16_t port, std::vector<DiagSocket>& out, std::size_t buffer,
-                      std::set<std::uint16_t>* torn) {
+                      bool* split) {
   inet_diag_req_v2 req = make_request(protocol, family, states);
   req.id.idiag_sport = htons(port);
 
@@ -159,7 +158,7 @@ Status SockDiag::dump(Protocol protocol, sa_family_t family, std::uint32_t state
     if (auto sent = send_request(socket_.get(), ++seq_, NLM_F_DUMP, req); !sent) {
       return sent;
     }
-    switch (receive_all(socket_.get(), seq_, state, buffer, torn)) {
+    switch (receive_all(socket_.get(), seq_, state, buffer, split)) {
       case detail::Reply::done:
         if (out.empty()) {
           out = std::move(found);
@@ -182,27 +181,32 @@ Status SockDiag::dump(Protocol protocol, sa_family_t family, std::uint32_t state
   return fail("sock_diag dump", EAGAIN, "the socket tables change too fast; try again");
 }
 
-Status SockDiag::dump_surely(Protocol protocol, sa_family_t family, std::uint16_t port,
-                             std::vector<DiagSocket>& out) {
+Status SockDiag::dump_listeners(Protocol protocol, sa_family_t family, std::uint16_t port,
+                                std::vector<DiagSocket>& out) {
   struct Seen {
     DiagSocket socket;
     std::size_t last = 0;  // the last dump that had it
   };
   // Each buffer size splits the answer elsewhere, so that the others have what one dump skips.
-  constexpr std::array<std::size_t, 6> buffers = {11000, 26000, 14000, 31000, 19000, 9000};
+  constexpr std::array<std::size_t, 6> buffers = {dump_buffer, 11000, 26000, 14000, 31000, 19000};
   constexpr std::size_t enough = 3;  // missing from this many dumps: it is gone
   std::unordered_map<std::uint64_t, Seen> seen;
   std::size_t turn = 0;
   for (; turn < buffers.size(); turn++) {
-    std::vector<DiagSocket> found;
     // the kernel remembers the largest buffer of a socket
     if (auto ok = reopen(); !ok) {
       return ok;
     }
+    std::vector<DiagSocket> found;
+    bool split = false;
     if (auto ok =
-            dump(protocol, family, listening_states(protocol), port, found, buffers[turn], nullptr);
+            dump(protocol, family, listening_states(protocol), port, found, buffers[turn], &split);
         !ok) {
       return ok;
+    }
+    if (turn == 0 && !split) {
+      out.insert(out.end(), found.begin(), found.end());
+      return {};
     }
     std::size_t known = 0;
     for (const DiagSocket& s : found) {
@@ -227,28 +231,11 @@ Status SockDiag::dump_surely(Protocol protocol, sa_family_t family, std::uint16_
 Result<std::vector<DiagSocket>> SockDiag::listeners(Protocol protocol, std::uint16_t port) {
   std::vector<DiagSocket> out;
   for (const sa_family_t family : {sa_family_t{AF_INET}, sa_family_t{AF_INET6}}) {
-    std::set<std::uint16_t> torn;
-    std::vector<DiagSocket> found;
-    if (auto ok =
-            dump(protocol, family, listening_states(protocol), port, found, dump_buffer, &torn);
-        !ok) {
+    if (auto ok = dump_listeners(protocol, family, port, out); !ok) {
       if (family == AF_INET6 && ok.error().errnum == ENOENT) {
         continue;  // a kernel without IPv6 has no IPv6 sockets
       }
       return tl::unexpected(ok.error());
-    }
-    if (!torn.empty()) {
-      std::erase_if(found, [&](const DiagSocket& s) { return torn.contains(s.local.port); });
-      for (const std::uint16_t again : torn) {
-        if (auto ok = dump_surely(protocol, family, again, found); !ok) {
-          return tl::unexpected(ok.error());
-        }
-      }
-    }
-    if (out.empty()) {
-      out = std::move(found);
-    } else {
-      out.insert(out.end(), found.begin(), found.end());
     }
   }
   const auto key = [](const DiagSocket& s) { return std::tie(s.local, s.inode, s.cookie); };
@@ -316,9 +303,7 @@ Result<std::optional<DiagSocket>> SockDiag::query(const DiagSocket& known) {
     return fail("sock_diag query", state.errnum);
   }
   found.clear();
-  if (auto ok = dump(known.protocol, known.local.family, listening_states(known.protocol),
-                     known.local.port, found, dump_buffer, nullptr);
-      !ok) {
+  if (auto ok = dump_listeners(known.protocol, known.local.family, known.local.port, found); !ok) {
     return tl::unexpected(ok.error());
   }
   for (const DiagSocket& s : found) {

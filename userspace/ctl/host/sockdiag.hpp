@@ -5,7 +5,6 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
-#include <set>
 #include <string_view>
 #include <vector>
 
@@ -76,12 +75,12 @@ class SockDiag {
   explicit SockDiag(Socket socket) noexcept : socket_(std::move(socket)) {}
   Status reopen();
   Status dump(Protocol protocol, sa_family_t family, std::uint32_t states, std::uint16_t port,
-              std::vector<DiagSocket>& out, std::size_t buffer, std::set<std::uint16_t>* torn);
-  /// The listeners of a port whose dump takes more than one datagram. The kernel resumes a dump by
-  /// counting, so a socket that leaves in between hides another. Repeats the dump until two agree,
-  /// or often enough that none is missing from all of them.
-  Status dump_surely(Protocol protocol, sa_family_t family, std::uint16_t port,
-                     std::vector<DiagSocket>& out);
+              std::vector<DiagSocket>& out, std::size_t buffer, bool* split);
+  /// Appends the listeners of @p port (0: all). The kernel resumes a dump by counting, so where it
+  /// takes more than one datagram, a socket that leaves in between hides another. Then repeats the
+  /// dump until two agree, or often enough that none is missing from all of them.
+  Status dump_listeners(Protocol protocol, sa_family_t family, std::uint16_t port,
+                        std::vector<DiagSocket>& out);
 
   Socket socket_;
   std::uint32_t seq_ = 0;
