@@ -411,6 +411,26 @@ TEST_F(CtlTest, a_drain_whose_output_nobody_reads_goes_on) {
   EXPECT_EQ(drain.result().code, 1) << "it could not be said";
 }
 
+TEST_F(CtlTest, a_log_that_takes_nothing_more_does_not_stop_it) {
+  const Running old = server(1);
+  const Running fresh = server(1);
+  auto drain = start_tool({"drain", "--pid", pid_of(old)}, [] {
+    int ends[2] = {-1, -1};
+    std::array<char, 4096> some{};
+    if (::pipe2(ends, O_NONBLOCK) != 0) {
+      ::_exit(125);
+    }
+    while (::write(ends[1], some.data(), some.size()) > 0) {
+    }
+    ::fcntl(ends[1], F_SETFL, 0);
+    ::dup2(ends[1], STDERR_FILENO);
+  });
+  // after its listeners are drained, it says what it waits for, or fails to get them back by BPF
+  EXPECT_TRUE(test::eventually([&] { return drain.ended(); }, 2s) || drain.pid() > 0);
+  drain.signal(SIGTERM);
+  EXPECT_TRUE(test::eventually([&] { return drain.ended(); }, 20s));
+}
+
 // Of UDP, for of TCP the kernel lets another user in on other devices alone.
 TEST_F(CtlTest, another_users_socket_is_no_newcomer) {
   if (::geteuid() != 0) {
@@ -553,6 +573,27 @@ TEST_F(CtlTest, a_drain_by_another_build_is_known_as_one) {
   EXPECT_NE(second.err.find("process " + pid_of(first) + " (reuseportctl)"), std::string::npos)
       << second.err;
   std::filesystem::remove_all(other);
+}
+
+// Its effective uid is root's, as that of any setuid program.
+TEST_F(CtlTest, a_stranger_with_the_tools_name_is_no_drain) {
+  if (::geteuid() != 0) {
+    GTEST_SKIP() << "needs root to become somebody else";
+  }
+  const std::string dir = std::filesystem::temp_directory_path() / ("stranger" + port());
+  const std::string path = dir + "/reuseportctl";
+  std::filesystem::create_directory(dir);
+  std::filesystem::permissions(dir, std::filesystem::perms(0755));
+  std::filesystem::copy(self(), path);
+  ASSERT_EQ(::chmod(path.c_str(), 04755), 0);
+  const Running old = server(1);
+  const Running fresh = server(1);
+  const Running stranger({"/bin/sh", "-c", "exec \"$0\"", path}, become_nobody,
+                         {"CTL_TEST_SERVER=" + port() + " 1 ip=127.0.0.2"});
+  ASSERT_TRUE(test::eventually([&] { return listeners().size() == 3; }));
+  const auto ran = run({"drain", "--timeout", "2", "--pid", pid_of(old), "--signal", "TERM"});
+  EXPECT_EQ(ran.code, 0) << ran.err;
+  std::filesystem::remove_all(dir);
 }
 
 TEST_F(CtlTest, a_newcomer_of_a_wider_address_is_judged_as_the_kernel_routes) {
@@ -781,6 +822,27 @@ TEST_F(CtlTest, with_too_few_descriptors_nothing_is_said_not_to_be_there) {
         << limit << ": " << ran.code << " " << ran.err;
   }
   EXPECT_EQ(modes(), before);
+}
+
+// The holder is this process, which is not below the server.
+TEST_F(CtlTest, with_too_few_descriptors_a_foreign_holder_is_not_overlooked) {
+  const Running old = server(1, "workers=12");
+  const Running fresh = server(1);
+  const auto process = Process::open(old.pid());
+  ASSERT_TRUE(process);
+  const auto held = process->sockets();
+  ASSERT_TRUE(held && !held->empty());
+  const auto own = process->duplicate(held->front().fd, held->front().inode);
+  ASSERT_TRUE(own);
+  for (rlim_t limit = 5; limit < 40; limit++) {
+    const auto ran =
+        run({"drain", "--dry-run", "--method", "close", "--pid", pid_of(old), "--signal", "TERM"},
+            [limit] {
+              const rlimit few{limit, limit};
+              ::setrlimit(RLIMIT_NOFILE, &few);
+            });
+    EXPECT_NE(ran.code, 0) << limit;
+  }
 }
 
 /// Enough open files for the tool, in a child before exec.

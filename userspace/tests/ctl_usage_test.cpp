@@ -142,6 +142,7 @@ TEST_F(CtlTest, what_cannot_be_written_is_an_error) {
                                              {"--json", "list"},
                                              {"show", "--port", port()},
                                              {"watch", "--port", port()},
+                                             {"restart", "--dry-run", "--", "sleep", "1"},
                                              {"--help"},
                                              {"--version"}}) {
     const auto ran = run(args, full);

@@ -14,8 +14,10 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <fstream>
 #include <map>
 #include <optional>
+#include <thread>
 #include <vector>
 
 #include "reuseport/reuseport.hpp"
@@ -802,6 +804,34 @@ TEST_F(DrainRules, who_cannot_accept_is_never_asked_to_and_never_falls_back) {
   EXPECT_EQ(again.start().error().errnum, ENOPROTOOPT);
 }
 
+// The second listener cannot be switched, nor the first one set back.
+TEST_F(DrainRules, a_start_whose_way_back_fails_says_so_and_can_be_undone) {
+  Fd second = test::open_listener(at_);
+  const int other = second.get();
+  provider_.say(fd_, 3);
+  provider_.say(other, 3);
+  bool well = false;
+  DrainOptions options = provider_.options({.policy = Policy::require});
+  options.set_mode = [&, set = options.set_mode](int fd, Mode mode) -> Expected<void> {
+    if (fd == other || (mode == Mode::on && !well)) {
+      return Error{"set_mode", fd == other ? EPERM : EAGAIN, ""};
+    }
+    return set(fd, mode);
+  };
+  Drain drain(std::move(options));
+  ASSERT_TRUE(drain.add(std::move(old_)));
+  ASSERT_TRUE(drain.add(std::move(second)));
+  const auto started = drain.start();
+  ASSERT_FALSE(started);
+  EXPECT_EQ(started.error().errnum, EPERM);
+  EXPECT_NE(started.error().message().find("could not be set back"), std::string::npos)
+      << started.error().message();
+  EXPECT_EQ(provider_.mode(fd_), Mode::standby);
+  well = true;
+  EXPECT_TRUE(drain.undo());
+  EXPECT_EQ(provider_.mode(fd_), Mode::on);
+}
+
 // ---- Sharing ----
 
 class DrainShared : public DrainRules {
@@ -871,6 +901,32 @@ TEST_F(DrainShared, another_holder_is_found) {
   writer.reset();
   ASSERT_EQ(::waitpid(child, nullptr, 0), child);
   EXPECT_EQ(start_error(), 0);
+}
+
+// The descriptors of such a process are those of its other threads.
+TEST_F(DrainShared, a_holder_whose_first_thread_has_ended_is_found) {
+  int ends[2] = {-1, -1};
+  ASSERT_EQ(::pipe2(ends, O_CLOEXEC), 0);
+  const pid_t child = ::fork();
+  if (child == 0) {
+    ::close(ends[1]);
+    std::thread([from = ends[0]] {
+      char byte = 0;
+      ::_exit(::read(from, &byte, 1) == 0 ? 0 : 1);
+    }).detach();
+    ::syscall(SYS_exit, 0);  // of this thread alone
+  }
+  const Fd reader(ends[0]);
+  Fd writer(ends[1]);
+  ASSERT_TRUE(test::eventually([&] {
+    std::ifstream stat("/proc/" + std::to_string(child) + "/stat");
+    std::string text;
+    std::getline(stat, text);
+    return text.find(") Z ") != std::string::npos;
+  }));
+  EXPECT_EQ(start_error(), EBUSY);
+  writer.reset();
+  ASSERT_EQ(::waitpid(child, nullptr, 0), child);
 }
 
 // A worker that gave up its privileges may not inspect its master, which holds the listener too.

@@ -92,6 +92,17 @@ int serve(const Fd& listener) {
 
 class StockScope : public ScopeTest {};
 
+TEST_F(StockScope, a_strangers_directory_is_not_used) {
+  ASSERT_EQ(::mkdir(pins, 0755), 0);
+  ASSERT_EQ(::chown(pins, 65534, 65534), 0);
+  for (const auto& failed : {enable(dir_.get()).error(), state().error(), disable().error()}) {
+    EXPECT_EQ(failed.errnum, EPERM) << failed.message();
+    EXPECT_NE(failed.message().find("only this user"), std::string::npos) << failed.message();
+  }
+  ASSERT_EQ(::rmdir(pins), 0);
+  EXPECT_TRUE(enable_here().first);
+}
+
 TEST_F(StockScope, the_call_works) {
   const Fd before = open_listener(address("127.0.0.1"));
   const Address to = local_address(before.get());

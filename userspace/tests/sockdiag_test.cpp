@@ -93,6 +93,43 @@ TEST_F(SockDiagTest, one_that_stays_is_never_missing_while_others_come_and_go) {
   EXPECT_EQ(missing, 0);
 }
 
+// The kernel's table of listeners has fewer than 32,768 buckets, by address and port.
+TEST_F(SockDiagTest, nor_while_those_of_another_port_in_its_bucket_do) {
+  constexpr int many = 800;
+  Fd first;
+  do {
+    first = open_listener(address("127.0.0.1"));
+  } while (test::local_address(first.get()).port() < 0x8000 + 1024);
+  const auto at = test::local_address(first.get());
+  std::vector<Fd> stable(many);
+  std::set<std::uint64_t> cookies;
+  for (Fd& fd : stable) {
+    fd = open_listener(address("127.0.0.1", at.port() ^ 0x8000));
+    cookies.insert(*socket_cookie(fd.get()));
+  }
+  const pid_t churner = ::fork();
+  if (churner == 0) {
+    ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+    std::vector<Fd> some(100);
+    for (unsigned i = 0;; i++) {
+      some[(i * 37) % 100] = {};
+      some[(i * 37) % 100] = open_listener(at);
+    }
+  }
+  std::size_t missing = 0;
+  for (int turn = 0; turn < 60; turn++) {
+    std::set<std::uint64_t> seen;
+    for (const DiagSocket& s : listeners(Protocol::tcp, 0)) {
+      seen.insert(s.cookie);
+    }
+    missing += static_cast<std::size_t>(std::ranges::count_if(
+        cookies, [&](std::uint64_t cookie) { return !seen.contains(cookie); }));
+  }
+  ::kill(churner, SIGKILL);
+  ::waitpid(churner, nullptr, 0);
+  EXPECT_EQ(missing, 0U);
+}
+
 /// The port id of the one sock_diag socket of this network namespace.
 std::uint32_t port_of_the_netlink_socket() {
   std::ifstream file("/proc/thread-self/net/netlink");

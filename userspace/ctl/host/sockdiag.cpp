@@ -188,8 +188,9 @@ Status SockDiag::dump_listeners(Protocol protocol, sa_family_t family, std::uint
     std::size_t last = 0;  // the last dump that had it
   };
   // Each buffer size splits the answer elsewhere, so that the others have what one dump skips.
-  constexpr std::array<std::size_t, 6> buffers = {dump_buffer, 11000, 26000, 14000, 31000, 19000};
-  constexpr std::size_t enough = 3;  // missing from this many dumps: it is gone
+  constexpr std::array<std::size_t, 8> buffers = {dump_buffer, 11000, 26000, 14000,
+                                                  31000,       19000, 9000,  23000};
+  constexpr std::size_t enough = 5;  // missing from this many dumps: it is gone
   std::unordered_map<std::uint64_t, Seen> seen;
   std::size_t turn = 0;
   for (; turn < buffers.size(); turn++) {

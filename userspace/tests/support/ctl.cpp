@@ -93,6 +93,7 @@ void fork_stranger(const Address& at) {
 ///   apart     each listener on an address of its own
 ///   admin     one more listener, without SO_REUSEPORT and on any port
 ///   stays     outlives its parent
+///   USR1      makes it one that its own user may not look into
 ///   workers   so many children that hold the listeners too
 int serve(const std::string& how) {
   std::istringstream in(how);
@@ -118,6 +119,7 @@ int serve(const std::string& how) {
   struct sigaction action {};
   action.sa_handler = [](int) { asked_to_end = 1; };
   ::sigaction(SIGTERM, &action, nullptr);
+  ::signal(SIGUSR1, [](int) { ::prctl(PR_SET_DUMPABLE, 0); });
   if (has("stubborn")) {
     ::signal(SIGTERM, SIG_IGN);
   }

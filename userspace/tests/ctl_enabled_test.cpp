@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0
+// reuseportctl beside "reuseportctl enable": modes that last, and that sock_diag(7) does not tell.
+#include <filesystem>
+#include <fstream>
+
+#include "option/option.hpp"
+#include "support/ctl.hpp"
+#include "support/scope.hpp"
+
+namespace reuseport::option {
+namespace {
+
+using namespace test::ctl;
+
+/// Servers on TCP, on a kernel without the option.
+class StockCtlEnabled : public ScopeTest {
+ protected:
+  void SetUp() override {
+    ScopeTest::SetUp();
+    if (IsSkipped()) {
+      return;
+    }
+    ASSERT_EQ(::access(tool().c_str(), X_OK), 0) << tool() << " is not built";
+    const Fd any = open_listener(address("127.0.0.1"));
+    port_ = local_address(any.get()).port();
+    enable_here();
+  }
+  [[nodiscard]] std::size_t listening() const {
+    return SockDiag::open()->listeners(Protocol::tcp, port_)->size();
+  }
+  Running server(const std::string& how = "", const std::function<void()>& before = {}) {
+    const std::size_t so_far = listening();
+    Running started({self()}, before, {"CTL_TEST_SERVER=" + std::to_string(port_) + " 1 " + how});
+    EXPECT_TRUE(eventually([&] { return listening() == so_far + 1; })) << started.peek().err;
+    return started;
+  }
+  static std::string pid_of(const Running& r) { return std::to_string(r.pid()); }
+  static void expect_set(const Running& server, const std::string& mode) {
+    const auto ran = run({mode, "--allow-last", "--pid", pid_of(server)});
+    EXPECT_EQ(ran.code, 0) << ran.err;
+  }
+  static Ran dry(const Running& old) {
+    return run({"drain", "--dry-run", "--pid", pid_of(old), "--signal", "TERM"});
+  }
+  [[nodiscard]] Fd connected() const {
+    Fd client = open_client(address("127.0.0.1", port_));
+    EXPECT_EQ(connect_result(client.get()), 0);
+    return client;
+  }
+
+  std::uint16_t port_ = 0;
+};
+
+// Wherever it listens.
+TEST_F(StockCtlEnabled, one_that_is_off_is_no_newcomer) {
+  const Running old = server();
+  for (const char* how : {"", "ip=0.0.0.0", "ip=::"}) {
+    const Running fresh = server(how);
+    EXPECT_EQ(dry(old).code, 0) << how << ": " << dry(old).err;
+    expect_set(fresh, "off");
+    const auto ran = dry(old);
+    EXPECT_EQ(ran.code, 7) << how << ": " << ran.err;
+    EXPECT_NE(ran.err.find("is off"), std::string::npos) << ran.err;
+    auto drain = start_tool({"drain", "--await-newcomer", "--pid", pid_of(old)});
+    EXPECT_FALSE(eventually([&] { return drain.ended(); }, 300ms)) << drain.peek().err;
+    expect_set(fresh, "on");
+    EXPECT_EQ(drain.result().code, 0) << drain.peek().err;
+    expect_set(old, "on");
+  }
+}
+
+// Nor is one that the signal leaves behind: the newcomer dies between the two.
+TEST_F(StockCtlEnabled, when_only_one_that_is_off_is_left_the_newcomer_is_gone) {
+  const Running older = server();
+  const Running old = server();
+  expect_set(older, "off");
+  Running fresh = server();
+  const auto ran = run({"drain", "--pid", pid_of(old), "--signal", "TERM", "--before-signal",
+                        "kill -KILL " + pid_of(fresh) + "; sleep 0.2"});
+  EXPECT_EQ(ran.code, 1) << ran.err;
+  EXPECT_NE(ran.err.find("the newcomer is gone"), std::string::npos) << ran.err;
+}
+
+TEST_F(StockCtlEnabled, of_two_drains_that_wait_for_ready_one_goes_on) {
+  const std::string file = "/tmp/ctl_test.ready." + std::to_string(port_);
+  Running old = server("stubborn");
+  const Running fresh = server();
+  const std::vector<std::string> args = {"drain",     "--timeout",       "3",
+                                         "--ready",   "test -e " + file, "--pid",
+                                         pid_of(old), "--signal",        "TERM"};
+  auto one = start_tool(args);
+  auto two = start_tool(args);
+  EXPECT_FALSE(eventually([&] { return one.ended() || two.ended(); }, 300ms));
+  std::ofstream(file) << "yes";
+  const auto first = one.result();
+  const auto second = two.result();
+  std::filesystem::remove(file);
+  // Who comes second finds a drain under way, or after it a listener that is STANDBY already.
+  EXPECT_TRUE(first.code == 0 || second.code == 0) << first.err << second.err;
+}
+
+TEST_F(StockCtlEnabled, at_the_deadline_it_says_what_the_old_ones_are) {
+  const Running old = server("defer");
+  const Fd client = connected();
+  const Running wider = server("ip=0.0.0.0 defer");
+  const auto late = run({"drain", "--timeout", "300ms", "--pid", pid_of(old)});
+  EXPECT_EQ(late.code, 6) << late.err;
+  EXPECT_NE(late.err.find("the old listeners are off"), std::string::npos) << late.err;
+  expect_set(old, "on");
+  const Running same = server("defer");
+  const auto again = run({"drain", "--timeout", "300ms", "--pid", pid_of(old)});
+  EXPECT_EQ(again.code, 6) << again.err;
+  EXPECT_NE(again.err.find("the old listeners are standby:"), std::string::npos) << again.err;
+}
+
+// It goes undumpable meanwhile, so that this user may not look any more.
+TEST_F(StockCtlEnabled, what_may_not_be_looked_at_is_not_closed) {
+  const Running old = server("defer", become_nobody);
+  const Fd client = connected();
+  const Running fresh = server("defer", become_nobody);
+  auto drain = start_tool({"drain", "--timeout", "2", "--allow-shared", "--pid", pid_of(old)},
+                          become_nobody);
+  EXPECT_FALSE(eventually([&] { return drain.ended(); }, 500ms)) << drain.peek().err;
+  old.signal(SIGUSR1);
+  const auto ran = drain.result();
+  EXPECT_EQ(ran.code, 6) << ran.err;
+  EXPECT_EQ(ran.err.find("closed its listeners"), std::string::npos) << ran.err;
+}
+
+}  // namespace
+}  // namespace reuseport::option
