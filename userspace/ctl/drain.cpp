@@ -184,10 +184,11 @@ class Drain {
             Lasts::to_the_deadline};
   }
 
-  /// Both hold their listeners by now, so at least one of two drains that began together sees the
-  /// other; the older one goes first. With BPF each knows only the modes it has set itself: two on
-  /// one port would choose each other's old listeners.
-  [[nodiscard]] std::optional<Obstacle> other_drain() const {
+  /// Of two drains that began together, both hold their listeners by now, so at least one sees the
+  /// other. The younger one lets go then; if it does not, it has looked before, and is at work.
+  /// With BPF each knows only the modes it has set itself: two on one port would choose each
+  /// other's old listeners.
+  [[nodiscard]] std::optional<Obstacle> other_drain() {
     std::set<std::pair<Protocol, std::uint16_t>> at;
     std::vector<std::uint64_t> inodes;
     std::set<uid_t> users;
@@ -205,13 +206,23 @@ class Drain {
         }
       }
     }
-    if (const auto other = other_run(inodes, view_.holders, users)) {
-      return taken_by(*other);
-    }
     std::sort(inodes.begin(), inodes.end());
-    const auto now = find_holders(inodes);
-    const auto other = now ? other_run(inodes, *now, users) : std::nullopt;
-    return other && *other < ::getpid() ? std::optional(taken_by(*other)) : std::nullopt;
+    const auto other = [&] {
+      const auto now = find_holders(inodes);
+      return now ? other_run(inodes, *now, users) : std::nullopt;
+    };
+    for (const auto until = after(obstacle_pause * 20);;) {
+      const auto seen = other();
+      if (!seen) {
+        return std::nullopt;
+      }
+      if (*seen < ::getpid() || Clock::now() >= until) {
+        return taken_by(*seen);
+      }
+      if (!wait(poll_most)) {
+        return Obstacle{nothing_changed(around_.waiter.why()), Lasts::for_good};
+      }
+    }
   }
 
   /// By BPF, lookups of datagrams do not go on from a group that is OFF: option/README.md.

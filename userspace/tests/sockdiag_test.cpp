@@ -110,14 +110,24 @@ TEST_F(SockDiagTest, nor_while_those_of_another_port_in_its_bucket_do) {
   const pid_t churner = ::fork();
   if (churner == 0) {
     ::prctl(PR_SET_PDEATHSIG, SIGKILL);
-    std::vector<Fd> some(100);
-    for (unsigned i = 0;; i++) {
-      some[(i * 37) % 100] = {};
-      some[(i * 37) % 100] = open_listener(at);
+    std::vector<Fd> some(many);
+    for (Fd& fd : some) {
+      fd = open_listener(at);
+    }
+    for (;;) {  // often enough at the same time as a dump
+      for (std::size_t from = 0; from < some.size(); from += 100) {
+        std::vector<Fd> others(100);
+        std::move(some.begin() + static_cast<int>(from),
+                  some.begin() + static_cast<int>(from) + 100, others.begin());
+        others.clear();
+        for (std::size_t i = from; i < from + 100; i++) {
+          some[i] = open_listener(at);
+        }
+      }
     }
   }
   std::size_t missing = 0;
-  for (int turn = 0; turn < 60; turn++) {
+  for (int turn = 0; turn < 200; turn++) {
     std::set<std::uint64_t> seen;
     for (const DiagSocket& s : listeners(Protocol::tcp, 0)) {
       seen.insert(s.cookie);
