@@ -168,7 +168,8 @@ enum reuseport_outcome {
   REUSEPORT_NOT_STARTED = 0,
   REUSEPORT_RUNNING = 1,
   REUSEPORT_DRAINED = 2,  /* nothing was left, and an ON member of the group was seen after close()
-                             (not checked for an address that is given up) */
+                             (by BPF, which nobody else can ask for modes: another member; not
+                             checked for an address that is given up) */
   REUSEPORT_MIGRATED = 3, /* closed; the kernel moved what was left to another member */
   REUSEPORT_UNCONFIRMED = 4,      /* drained and closed, but no ON member was seen afterwards */
   REUSEPORT_SWEPT_AND_CLOSED = 5, /* queue emptied, then closed; half-open requests were reset */
