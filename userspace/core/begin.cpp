@@ -270,7 +270,9 @@ int Drain::start(Time now) noexcept {
     fault_ = fault;
   }
   for (Entry& entry : entries_) {
-    entry.outcome = REUSEPORT_RUNNING;
+    if (entry.open) {
+      entry.outcome = REUSEPORT_RUNNING;
+    }
   }
   started_ = now;
   constexpr Time never = std::numeric_limits<Time>::max();

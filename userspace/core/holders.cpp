@@ -167,6 +167,7 @@ class Search {
                             bool& any) const noexcept {
     Directory fds(open_directory(process, path));
     if (!fds.open()) {
+      any = errno == EACCES || errno == EPERM;  // nor may its threads be looked at
       return no_look(errno, process, name);
     }
     while (const char* entry = fds.next()) {

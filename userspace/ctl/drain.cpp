@@ -143,6 +143,7 @@ class Drain {
     }
     learn_modes(view_, targets_, processes);
     if (auto obstacle = find_newcomers(processes)) {
+      ready_ = false;  // the next one is asked, too
       return obstacle;
     }
     if (auto ok = choose(); !ok) {
@@ -207,14 +208,17 @@ class Drain {
       }
     }
     std::sort(inodes.begin(), inodes.end());
-    const auto other = [&] {
+    for (const auto until = std::min(deadline_, after(obstacle_pause * 20));;) {
       const auto now = find_holders(inodes);
-      return now ? other_run(inodes, *now, users) : std::nullopt;
-    };
-    for (const auto until = after(obstacle_pause * 20);;) {
-      const auto seen = other();
+      if (!now) {
+        return Obstacle{Failure(now.error()), Lasts::to_the_deadline};
+      }
+      const auto seen = other_run(inodes, *now, users);
       if (!seen) {
         return std::nullopt;
+      }
+      if (!std::ranges::all_of(targets_, [](const Target& t) { return t.still_held(); })) {
+        return Obstacle{taken_by(*seen).failure, Lasts::a_moment};  // do not keep it open
       }
       if (*seen < ::getpid() || Clock::now() >= until) {
         return taken_by(*seen);
@@ -600,14 +604,19 @@ class Drain {
     } else if (result_.method == DrainMethod::option_bpf) {
       failure.hint = "the old listeners get new connections again";
     } else if (core_) {
-      failure.hint =
-          fmt::format("the old listeners are {}: drain again, or switch them on", modes_left());
+      {
+        const std::string modes = modes_left();
+        failure.hint =
+            modes.empty()
+                ? ""
+                : fmt::format("the old listeners are {}: drain again, or switch them on", modes);
+      }
     }
     failure.detail = detail();
     return failed(std::move(failure));
   }
 
-  /// "standby", "off, with nobody but the newcomer": of those that are open, as last seen.
+  /// "standby", "off (...)": of those that are open, as last seen.
   [[nodiscard]] std::string modes_left() const {
     std::set<std::string> modes;
     for (const Drained& d : result_.listeners) {
@@ -616,7 +625,7 @@ class Drain {
                      (d.mode == Mode::off ? " (they do not take over if the newcomer ends)" : ""));
       }
     }
-    return modes.empty() ? "closed" : fmt::format("{}", fmt::join(modes, " and "));
+    return fmt::format("{}", fmt::join(modes, " and "));
   }
 
   Done undone(Failure failure) { return failed(set_back(std::move(failure))); }

@@ -94,18 +94,20 @@ void learn_modes(View& view, const std::vector<Target>& leaving, Processes& proc
     return;  // nothing is enabled
   }
   std::unordered_set<std::uint32_t> ports;
+  std::unordered_map<std::uint64_t, int> held;  // by cookie, descriptors
   for (const Target& t : leaving) {
     ports.insert(key(t.socket));
+    if (t.fd) {
+      held.emplace(t.socket.cookie, t.fd.get());
+    }
   }
   for (DiagSocket& s : view.sockets) {
     if (s.info || !ports.contains(key(s))) {
       continue;
     }
-    const auto at = std::ranges::find_if(
-        leaving, [&](const Target& t) { return t.fd && t.socket.cookie == s.cookie; });
-    const auto other =
-        at == leaving.end() ? take(s, view, processes) : failed(Failure(Exit::error, ""));
-    const int fd = at != leaving.end() ? at->fd.get() : other ? other->fd.get() : -1;
+    const auto own = held.find(s.cookie);
+    const auto other = own == held.end() ? std::optional(take(s, view, processes)) : std::nullopt;
+    const int fd = !other ? own->second : *other ? (*other)->fd.get() : -1;
     if (const auto info = get_info(fd)) {
       s.info = *info;
     }

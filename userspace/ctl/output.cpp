@@ -3,12 +3,16 @@
 
 #include <fcntl.h>
 #include <poll.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
+#include <cstdint>
 
 #include "text.hpp"
+#include "wait.hpp"
 
 namespace reuseport::ctl {
 
@@ -28,37 +32,53 @@ bool terminal() {
 class Log {
  public:
   void write(std::string_view text) {
-    if (lost_ != 0 && !takes(0)) {
-      ++lost_;
-      return;
-    }
     if (lost_ != 0) {
-      const auto all =
-          std::string(name) + std::to_string(lost_) + " lines were lost: nobody read\n";
-      lost_ = 0;
-      write(all);
-    }
-    while (!text.empty()) {
-      if (!takes(patience_ms)) {
+      const auto notice =
+          std::string(name) + std::to_string(lost_) + " lines were lost: nobody read them\n";
+      if (!put(notice, 0)) {
         ++lost_;
         return;
       }
-      const ssize_t n = ::write(STDERR_FILENO, text.data(), std::min(text.size(), at_once));
-      if (n < 0 && errno != EINTR && errno != EAGAIN) {
-        return;  // there is nobody to tell
-      }
-      text.remove_prefix(n > 0 ? static_cast<std::size_t>(n) : 0);
+      lost_ = 0;
     }
+    lost_ += put(text, patience_ms) ? 0 : 1;
   }
 
  private:
   static constexpr int patience_ms = 1000;
-  static constexpr std::size_t at_once = 4096;  // a pipe that poll(2) finds ready takes as much
 
-  static bool takes(int ms) {
-    pollfd ready{STDERR_FILENO, POLLOUT, 0};
-    return ::poll(&ready, 1, ms) != 0;
+  /// A description of our own that does not block: a terminal may be ready for less than a line,
+  /// and others share fd 2. That of a file keeps its place, and is always ready.
+  static Fd own() {
+    struct stat at {};
+    const bool may_block =
+        ::fstat(STDERR_FILENO, &at) == 0 && (S_ISFIFO(at.st_mode) || S_ISCHR(at.st_mode));
+    return Fd(may_block ? ::open("/proc/self/fd/2", O_WRONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC)
+                        : -1);
   }
+  /// False if nobody takes it in time; an error is nobody's business, there is nobody to tell.
+  [[nodiscard]] bool put(std::string_view text, int wait_ms) const {
+    const int fd = own_ ? own_.get() : STDERR_FILENO;
+    const auto end = Clock::now() + std::chrono::milliseconds(wait_ms);
+    while (!text.empty()) {
+      const auto left = std::chrono::ceil<std::chrono::milliseconds>(end - Clock::now()).count();
+      pollfd ready{fd, POLLOUT, 0};
+      if (::poll(&ready, 1, static_cast<int>(std::max<std::int64_t>(left, 0))) == 0) {
+        return false;
+      }
+      const ssize_t n = ::write(fd, text.data(), text.size());
+      if (n < 0 && errno != EINTR && errno != EAGAIN) {
+        return true;
+      }
+      if (n < 0 && Clock::now() >= end) {
+        return false;
+      }
+      text.remove_prefix(n > 0 ? static_cast<std::size_t>(n) : 0);
+    }
+    return true;
+  }
+
+  Fd own_ = own();
   std::size_t lost_ = 0;
 };
 

@@ -255,7 +255,7 @@ Expected<Target> take(const DiagSocket& socket, const View& view, Processes& pro
   Target target{socket, {}, {}, false};
   for (const Holder& h : who) {
     auto process = processes.of(h.pid);
-    if (!process && process.error().errnum != ESRCH) {
+    if (!process && !has_ended(process.error())) {
       return failed(process.error(), what);  // a holder that is not known is not "none"
     }
     if (!process) {

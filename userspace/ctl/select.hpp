@@ -22,6 +22,12 @@ namespace reuseport::ctl {
 /// A process held by a pidfd.
 using ProcessPtr = std::shared_ptr<const Process>;
 
+/// Whether Process::open() failed because there is no such process: the number may be a thread's by
+/// now.
+[[nodiscard]] inline bool has_ended(const Error& error) {
+  return error.errnum == ESRCH || error.errnum == EINVAL;
+}
+
 /// Processes by number, each opened once: many sockets may share many holders.
 class Processes {
  public:

@@ -32,7 +32,7 @@ Expected<std::vector<pid_t>> foreign_holders(std::uint64_t inode, const View& vi
       }
       // it may have been forked, or have ended, since the view was taken
       const auto process = processes.of(pid);
-      if (!process && process.error().errnum != ESRCH) {
+      if (!process && !has_ended(process.error())) {
         return failed(process.error(), fmt::format("process {} holds a listener", pid));
       }
       if (process && !(*process)->ended() && !descends(**process, *view.server)) {
@@ -65,6 +65,9 @@ bool same_program(pid_t pid, const std::set<uid_t>& users) {
     return false;
   }
   const auto process = Process::open(pid);
+  if (!process && !has_ended(process.error())) {
+    return true;  // wait, rather than take it for none
+  }
   const auto runs_as = process ? users_of(*process) : std::vector<uid_t>{};
   return !runs_as.empty() &&
          (runs_as.front() == 0 || runs_as.front() == ::getuid() || users.contains(runs_as.front()));

@@ -59,23 +59,21 @@ class Terminal {
     if (!had_ || opens()) {
       return hangup.from_kernel;
     }
-    since_ = std::min(since_, Clock::now());
-    const pid_t session = ::getsid(hangup.sender);
-    const bool of_ours = hangup.sender == session_ || session == session_;
-    // the shell may have ended after it
-    return hangup.from_kernel || of_ours || (session < 0 && Clock::now() - since_ < shell_takes);
+    const pid_t from = hangup.sender;
+    return hangup.from_kernel ||
+           (from > 0 && session_ > 0 &&
+            (from == session_ || from == shell_ || ::getsid(from) == session_));
   }
 
  private:
-  static constexpr auto shell_takes = std::chrono::seconds(5);
-
   static bool opens() {
     const Fd tty(::open("/dev/tty", O_RDONLY | O_NOCTTY | O_NONBLOCK | O_CLOEXEC));
     return tty || (errno != ENXIO && errno != EIO);
   }
   bool had_ = opens();
   pid_t session_ = ::getsid(0);
-  Clock::time_point since_ = Clock::time_point::max();
+  /// The parent, if it is of the session: it may have ended when its signal is read.
+  pid_t shell_ = ::getsid(::getppid()) == session_ ? ::getppid() : -1;
 };
 
 class Supervisor final : public LookingAfter {

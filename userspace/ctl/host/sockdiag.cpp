@@ -24,6 +24,7 @@ namespace {
 
 constexpr int max_interrupted = 10;         // each retry starts over; give up in a storm of changes
 constexpr std::size_t dump_buffer = 32768;  // the kernel fills at most this much at a time
+constexpr ssize_t nearly_full = 7000;       // the first datagram may have 8 KB
 constexpr std::uint32_t states_listen = 1U << TCP_LISTEN;
 constexpr std::uint32_t states_unconnected = 1U << TCP_CLOSE;
 constexpr std::uint32_t states_half_open = 1U << TCP_SYN_RECV;
@@ -94,8 +95,8 @@ detail::Reply receive_all(mnl_socket* socket, std::uint32_t seq, detail::ReplySt
     const std::size_t before = state.out->size();
     reply = detail::parse_reply({buf.data(), static_cast<std::size_t>(n)}, seq,
                                 mnl_socket_get_portid(socket), state);
-    if (split != nullptr && before > 0 && state.out->size() > before) {
-      *split = true;
+    if (split != nullptr && (n > nearly_full || (before > 0 && state.out->size() > before))) {
+      *split = true;  // nearly full: the one that was skipped may have been the last
     }
   }
   return reply;
