@@ -55,7 +55,7 @@ DrainOptions drain_options(const RestartOptions& options) {
 /// shell passes it on to all its jobs.
 class Terminal {
  public:
-  [[nodiscard]] bool is_lost(const Signals::Signal& hangup) {
+  [[nodiscard]] bool is_lost(const Signals::Signal& hangup) const {
     if (!had_ || opens()) {
       return hangup.from_kernel;
     }

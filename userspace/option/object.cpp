@@ -534,7 +534,7 @@ Status Object::see_grace_periods() const {
   if (auto ran = run("call_grace_period", call); !ran) {
     return ran;
   }
-  for (int tries = 0; tries < 200; tries++) {
+  for (int tries = 0; tries < 1000; tries++) {  // on a busy machine one takes seconds
     hurry_grace_period();
     if (auto ran = run("call_grace_period", call); !ran) {
       return ran;

@@ -184,17 +184,11 @@ Status SockDiag::dump(Protocol protocol, sa_family_t family, std::uint32_t state
 
 Status SockDiag::dump_listeners(Protocol protocol, sa_family_t family, std::uint16_t port,
                                 std::vector<DiagSocket>& out) {
-  struct Seen {
-    DiagSocket socket;
-    std::size_t last = 0;  // the last dump that had it
-  };
   // Each buffer size splits the answer elsewhere, so that the others have what one dump skips.
   constexpr std::array<std::size_t, 8> buffers = {dump_buffer, 11000, 26000, 14000,
                                                   31000,       19000, 9000,  23000};
-  constexpr std::size_t enough = 5;  // missing from this many dumps: it is gone
-  std::unordered_map<std::uint64_t, Seen> seen;
-  std::size_t turn = 0;
-  for (; turn < buffers.size(); turn++) {
+  std::unordered_map<std::uint64_t, DiagSocket> seen;  // by cookie, as last seen
+  for (std::size_t turn = 0; turn < buffers.size(); turn++) {
     // the kernel remembers the largest buffer of a socket
     if (auto ok = reopen(); !ok) {
       return ok;
@@ -216,16 +210,14 @@ Status SockDiag::dump_listeners(Protocol protocol, sa_family_t family, std::uint
     }
     const bool same = turn > 0 && known == seen.size() && found.size() == seen.size();
     for (DiagSocket& s : found) {
-      seen[s.cookie] = {s, turn};
+      seen[s.cookie] = s;
     }
     if (same) {
       break;  // nothing came or went
     }
   }
   for (auto& [cookie, s] : seen) {
-    if (s.last + enough > turn) {
-      out.push_back(s.socket);
-    }
+    out.push_back(s);
   }
   return reopen();
 }

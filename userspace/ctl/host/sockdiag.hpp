@@ -78,7 +78,8 @@ class SockDiag {
               std::vector<DiagSocket>& out, std::size_t buffer, bool* split);
   /// Appends the listeners of @p port (0: all). The kernel resumes a dump by counting, so where it
   /// takes more than one datagram, a socket that leaves in between hides another. Then repeats the
-  /// dump until two agree, or often enough that none is missing from all of them.
+  /// dump until two agree, eight times at most, and appends what any had: also one that has just
+  /// closed.
   Status dump_listeners(Protocol protocol, sa_family_t family, std::uint16_t port,
                         std::vector<DiagSocket>& out);
 

@@ -101,7 +101,12 @@ class Running {
   ~Running() { kill(SIGKILL); }
 
   [[nodiscard]] pid_t pid() const { return pid_; }
-  void signal(int s) const { ::kill(pid_, s); }
+  /// Nothing if it has ended: -1 would be everybody.
+  void signal(int s) const {
+    if (pid_ > 0) {
+      ::kill(pid_, s);
+    }
+  }
   void kill(int s) {
     if (pid_ > 0) {
       ::kill(pid_, s);
