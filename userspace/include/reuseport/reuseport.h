@@ -238,12 +238,12 @@ REUSEPORT_API int reuseport_drain_new(const struct reuseport_drain_options* opti
  */
 REUSEPORT_API int reuseport_drain_add(struct reuseport_drain* drain, int fd);
 /*
- * Switches all listeners or, on failure, none; if one cannot be set back, the error says so, and step
- * and undo try again. Temporary errors (EAGAIN, ENOMEM, ENOBUFS, EINTR,
- * EMFILE in the probe) neither fail nor cause a fallback: step retries until the deadline, then
- * undoes the drain. -EBUSY: a listener is shared, or the drain has started; -EADDRNOTAVAIL: see
- * enum reuseport_last_on; -EINVAL: no listener added; with REUSEPORT_REQUIRE, the reason why the
- * option cannot be used: -ENOPROTOOPT, -EPERM, -EPROTO, ...
+ * Switches all listeners or, on failure, none; if one cannot be set back, the error says so, and
+ * step and undo try again. Temporary errors (EAGAIN, ENOMEM, ENOBUFS, EINTR, EMFILE in the probe)
+ * neither fail nor cause a fallback: step retries until the deadline, then undoes the drain.
+ * -EBUSY: a listener is shared, or the drain has started; -EADDRNOTAVAIL: see enum
+ * reuseport_last_on; -EINVAL: no listener added; with REUSEPORT_REQUIRE, the reason why the option
+ * cannot be used: -ENOPROTOOPT, -EPERM, -EPROTO, ...
  */
 REUSEPORT_API int reuseport_drain_start(struct reuseport_drain* drain);
 /* Returns an enum reuseport_action and fills in @step; its fds are valid until the next call. Once
