@@ -603,14 +603,8 @@ class Drain {
       return {};
     } else if (result_.method == DrainMethod::option_bpf) {
       failure.hint = "the old listeners get new connections again";
-    } else if (core_) {
-      {
-        const std::string modes = modes_left();
-        failure.hint =
-            modes.empty()
-                ? ""
-                : fmt::format("the old listeners are {}: drain again, or switch them on", modes);
-      }
+    } else if (const std::string modes = core_ ? modes_left() : ""; !modes.empty()) {
+      failure.hint = fmt::format("the old listeners are {}: drain again, or switch them on", modes);
     }
     failure.detail = detail();
     return failed(std::move(failure));

@@ -9,6 +9,7 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <memory>
 #include <optional>
 #include <thread>
 
@@ -584,7 +585,10 @@ TEST_F(CtlTest, a_stranger_with_the_tools_name_is_no_drain) {
   const std::string dir = std::filesystem::temp_directory_path() / ("stranger" + port());
   const std::string path = dir + "/reuseportctl";
   std::filesystem::create_directory(dir);
-  std::filesystem::permissions(dir, std::filesystem::perms(0755));
+  // for nobody alone, and never longer than the test
+  const std::shared_ptr<void> removed(nullptr, [&](void*) { std::filesystem::remove_all(dir); });
+  ASSERT_EQ(::chown(dir.c_str(), 0, 65534), 0);
+  ASSERT_EQ(::chmod(dir.c_str(), 0710), 0);
   std::filesystem::copy(self(), path);
   ASSERT_EQ(::chmod(path.c_str(), 04755), 0);
   const Running old = server(1);
@@ -594,7 +598,6 @@ TEST_F(CtlTest, a_stranger_with_the_tools_name_is_no_drain) {
   ASSERT_TRUE(test::eventually([&] { return listeners().size() == 3; }));
   const auto ran = run({"drain", "--timeout", "2", "--pid", pid_of(old), "--signal", "TERM"});
   EXPECT_EQ(ran.code, 0) << ran.err;
-  std::filesystem::remove_all(dir);
 }
 
 TEST_F(CtlTest, a_newcomer_of_a_wider_address_is_judged_as_the_kernel_routes) {
