@@ -795,6 +795,15 @@ TEST_F(CtlTest, ready_is_asked_first) {
   EXPECT_EQ(::kill(fresh.pid(), 0), 0);
 }
 
+/// What a drain of @p pid would do that may open so many files.
+Ran dry_run_with_files(const std::string& pid, rlim_t limit) {
+  return run({"drain", "--dry-run", "--method", "close", "--pid", pid, "--signal", "TERM"},
+             [limit] {
+               const rlimit few{limit, limit};
+               ::setrlimit(RLIMIT_NOFILE, &few);
+             });
+}
+
 TEST_F(CtlTest, many_holders_of_many_listeners_need_few_descriptors) {
   const Running old = server(32, "workers=32");
   const Running fresh = server(1);
@@ -802,11 +811,7 @@ TEST_F(CtlTest, many_holders_of_many_listeners_need_few_descriptors) {
     const json all = run({"list", "--json", "--pid", pid_of(old)}).doc()["listeners"];
     return all.is_array() && all.size() == 32 && all[0]["processes"].size() == 33;
   }));
-  const auto ran = run(
-      {"drain", "--dry-run", "--method", "close", "--pid", pid_of(old), "--signal", "TERM"}, [] {
-        const rlimit few{256, 256};
-        ::setrlimit(RLIMIT_NOFILE, &few);
-      });
+  const auto ran = dry_run_with_files(pid_of(old), 256);
   EXPECT_EQ(ran.code, 0) << ran.err;
 }
 
@@ -815,12 +820,7 @@ TEST_F(CtlTest, with_too_few_descriptors_nothing_is_said_not_to_be_there) {
   const Running fresh = server(1);
   const auto before = modes();
   for (rlim_t limit = 5; limit < 40; limit++) {
-    const auto ran =
-        run({"drain", "--dry-run", "--method", "close", "--pid", pid_of(old), "--signal", "TERM"},
-            [limit] {
-              const rlimit few{limit, limit};
-              ::setrlimit(RLIMIT_NOFILE, &few);
-            });
+    const auto ran = dry_run_with_files(pid_of(old), limit);
     EXPECT_TRUE(ran.code == 0 || ran.err.find("open files") != std::string::npos ||
                 ran.err.find("cannot open shared object") != std::string::npos)
         << limit << ": " << ran.code << " " << ran.err;
@@ -839,12 +839,7 @@ TEST_F(CtlTest, with_too_few_descriptors_a_foreign_holder_is_not_overlooked) {
   const auto own = process->duplicate(held->front().fd, held->front().inode);
   ASSERT_TRUE(own);
   for (rlim_t limit = 5; limit < 40; limit++) {
-    const auto ran =
-        run({"drain", "--dry-run", "--method", "close", "--pid", pid_of(old), "--signal", "TERM"},
-            [limit] {
-              const rlimit few{limit, limit};
-              ::setrlimit(RLIMIT_NOFILE, &few);
-            });
+    const auto ran = dry_run_with_files(pid_of(old), limit);
     EXPECT_NE(ran.code, 0) << limit;
   }
 }
