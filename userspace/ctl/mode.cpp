@@ -135,8 +135,15 @@ Done set_mode(Mode mode, const Selection& selection, const ModeOptions& options,
         failure.hint = "it has no SO_REUSEPORT: only listeners with SO_REUSEPORT have a mode";
       }
       // all or none: restore those already set
+      std::string left;
       for (std::size_t j = i; j-- > 0;) {
-        static_cast<void>(set((*targets)[j], before[j]));
+        if (!set((*targets)[j], before[j])) {
+          fmt::format_to(std::back_inserter(left), "{}{} {}", left.empty() ? "" : ", ",
+                         (*targets)[j].str(), to_string(mode));
+        }
+      }
+      if (!left.empty()) {
+        failure.message += "; could not be set back: " + left;
       }
       return failed(failure);
     }

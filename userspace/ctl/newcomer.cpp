@@ -11,6 +11,7 @@
 #include <cstring>
 #include <unordered_set>
 
+#include "host/vrf.hpp"
 #include "option/option.hpp"
 
 namespace reuseport::ctl {
@@ -77,6 +78,16 @@ std::array<std::uint8_t, 16> address_of(const Endpoint& e) {
 
 bool is_wide(const DiagSocket& s) {
   return of_v4(s).all || of_v6(s).all;
+}
+
+/// Whether what comes through the device of @p old reaches a socket that is bound to none:
+/// inet_bound_dev_eq(). A device that has gone brings nothing.
+bool reaches_device(const DiagSocket& old) {
+  if (accepts_from_vrfs(old.protocol)) {
+    return true;
+  }
+  const auto vrf = in_vrf(old.local.ifindex);
+  return vrf ? !*vrf : vrf.error().errnum == ENODEV;
 }
 
 std::uint32_t mode_of(const DiagSocket& s) {
@@ -213,6 +224,11 @@ Successor Newcomers::of(const Target& target) const {
             fmt::format("{} (socket {}) is {}", whose, s.inode, to_string(Mode{s.info->mode}));
       } else if (s.local.ifindex != 0 && s.local.ifindex != old.local.ifindex) {
         best.why = whose + " is bound to a device";
+      } else if (s.local.ifindex != old.local.ifindex && !reaches_device(old)) {
+        best.why = fmt::format(
+            "{} is bound to no device, and connections through a VRF do not find it "
+            "(net.ipv4.{}_l3mdev_accept is 0)",
+            whose, to_string(s.protocol));
       } else if (same_group(s, old)) {
         return {Cover::group, &s, {}};
       } else {

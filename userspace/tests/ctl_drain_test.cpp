@@ -625,6 +625,51 @@ TEST_F(CtlTest, a_newcomer_of_a_wider_address_is_judged_as_the_kernel_routes) {
   EXPECT_NE(ran.err.find("IPV6_V6ONLY"), std::string::npos) << ran.err;
 }
 
+TEST_F(CtlTest, a_newcomer_without_the_device_is_judged_as_the_kernel_routes) {
+  const Running fresh = server(1, "ip=0.0.0.0");
+  const auto dry = [&](const Running& old) {
+    return run(
+        {"drain", "--dry-run", "--method", "close", "--pid", pid_of(old), "--signal", "TERM"});
+  };
+  const auto reached = [&] {
+    const std::string device = "red";
+    const Fd client(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    const test::Address to = address("192.0.2.1", port_);
+    EXPECT_EQ(::setsockopt(client.get(), SOL_SOCKET, SO_BINDTODEVICE, device.data(),
+                           static_cast<socklen_t>(device.size())),
+              0);
+    return ::connect(client.get(), to.get(), to.len) == 0 ? 0 : errno;
+  };
+  {
+    const Running old = server(1, "ip=0.0.0.0 device=lo");
+    EXPECT_EQ(dry(old).code, 0) << dry(old).err;
+  }
+  if (::access("/sys/module/vrf", F_OK) != 0) {
+    GTEST_SKIP() << "this kernel has no VRF";
+  }
+  ASSERT_EQ(std::system("ip link add red type vrf table 10 && ip address add 192.0.2.1/24 dev red "
+                        "&& ip link set red up && ip link add port type dummy && "
+                        "ip link set port master red up"),
+            0);
+  {
+    const Running at_port = server(1, "ip=0.0.0.0 device=port");
+    EXPECT_EQ(dry(at_port).code, 7);
+  }
+  std::optional<Running> old(server(1, "ip=0.0.0.0 device=red"));
+  EXPECT_EQ(reached(), 0);
+  const auto refused = dry(*old);
+  EXPECT_EQ(refused.code, 7) << refused.out;
+  EXPECT_NE(refused.err.find("tcp_l3mdev_accept is 0"), std::string::npos) << refused.err;
+  old.reset();
+  EXPECT_EQ(reached(), ECONNREFUSED);
+
+  ASSERT_TRUE(test::set_sysctl("net.ipv4.tcp_l3mdev_accept", "1"));
+  old.emplace(server(1, "ip=0.0.0.0 device=red"));
+  EXPECT_EQ(dry(*old).code, 0) << dry(*old).err;
+  old.reset();
+  EXPECT_EQ(reached(), 0);
+}
+
 TEST_F(CtlTest, lookups_go_on_to_a_newcomer_of_a_wider_address) {
   auto old = std::make_optional<Running>(server(1));
   const Running fresh = server(1, "ip=::");

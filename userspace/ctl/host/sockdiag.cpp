@@ -16,6 +16,7 @@
 #include <tuple>
 #include <unordered_map>
 
+#include "host/netlink.hpp"
 #include "sockdiag_parse.hpp"
 
 namespace reuseport {
@@ -51,31 +52,6 @@ Status send_request(mnl_socket* socket, std::uint32_t seq, std::uint16_t flags,
     return fail("sendto(NETLINK_SOCK_DIAG)", errno);
   }
   return {};
-}
-
-/// One datagram from the kernel; skips those of other senders (netlink(7)). -1 with errno set.
-ssize_t receive(mnl_socket* socket, std::vector<std::byte>& buf) {
-  for (;;) {
-    sockaddr_nl from{};
-    iovec part{buf.data(), buf.size()};
-    msghdr msg{};
-    msg.msg_name = &from;
-    msg.msg_namelen = sizeof(from);
-    msg.msg_iov = &part;
-    msg.msg_iovlen = 1;
-    const ssize_t n = ::recvmsg(mnl_socket_get_fd(socket), &msg, 0);
-    if (n < 0 && errno == EINTR) {
-      continue;
-    }
-    if (n >= 0 && (msg.msg_namelen != sizeof(from) || from.nl_pid != 0)) {
-      continue;
-    }
-    if (n >= 0 && (msg.msg_flags & MSG_TRUNC) != 0) {
-      errno = EMSGSIZE;
-      return -1;
-    }
-    return n;
-  }
 }
 
 /// @param split  set if the sockets do not fit in one datagram: between two, a socket that leaves

@@ -27,7 +27,8 @@ namespace {
 volatile sig_atomic_t asked_to_end = 0;
 
 /// Bound; a TCP socket is yet to listen.
-Fd bound_socket(const Address& at, int type, bool reuseport, bool reuseaddr, bool v6only) {
+Fd bound_socket(const Address& at, int type, bool reuseport, bool reuseaddr, bool v6only,
+                const std::string& device = {}) {
   Fd fd(::socket(at.family(), type | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
   const int one = 1;
   const int alone = v6only ? 1 : 0;
@@ -37,7 +38,9 @@ Fd bound_socket(const Address& at, int type, bool reuseport, bool reuseaddr, boo
   if (reuseaddr) {
     ::setsockopt(fd.get(), SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
   }
-  if ((reuseport && ::setsockopt(fd.get(), SOL_SOCKET, SO_REUSEPORT, &one, sizeof(one)) != 0) ||
+  const auto len = static_cast<socklen_t>(device.size());
+  if (::setsockopt(fd.get(), SOL_SOCKET, SO_BINDTODEVICE, device.data(), len) != 0 ||
+      (reuseport && ::setsockopt(fd.get(), SOL_SOCKET, SO_REUSEPORT, &one, sizeof(one)) != 0) ||
       ::bind(fd.get(), at.get(), at.len) != 0) {
     return {};
   }
@@ -82,7 +85,7 @@ void fork_stranger(const Address& at) {
 
 /// CTL_TEST_SERVER="PORT LISTENERS [ip=ADDRESS] [v6only] [plain] [idle] [stubborn] [defer] [v6]
 /// [udp] [reuseaddr] [fails] [keep] [threads] [forks] [stranger] [apart] [admin] [stays]
-/// [workers=N]":
+/// [workers=N] [device=NAME]":
 /// answers each connection or datagram with its pid; on TERM closes at once, without looking at its
 /// queue.
 ///   plain     no SO_REUSEPORT
@@ -134,7 +137,8 @@ int serve(const std::string& how) {
       ip = "127.1." + std::to_string(i / 250) + "." + std::to_string(i % 250 + 1);
     }
     fds.push_back(bound_socket(address(ip, port), has("udp") ? SOCK_DGRAM : SOCK_STREAM,
-                               !has("plain"), has("reuseaddr"), has("v6only")));
+                               !has("plain"), has("reuseaddr"), has("v6only"),
+                               value("device", "")));
     if (!fds.back()) {
       return 4;
     }
