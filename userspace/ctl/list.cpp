@@ -196,7 +196,8 @@ std::string show_text(const DiagSocket& s, const json& one, const json& more, co
     line("group", fmt::format("{}: {} on, {} standby, {} off", s.info->group_id, s.info->group_on,
                               s.info->group_standby, s.info->group_off));
   } else {
-    line("mode", "not supported by this kernel");
+    line("mode", option::enabled_somewhere() ? "unknown: not enabled for it, or no permission"
+                                             : "not supported by this kernel");
     line("handshakes", known("half_open_at_address") + " at this address, all listeners together");
     line("group", known("listeners_at_address") + " listeners at this address");
   }

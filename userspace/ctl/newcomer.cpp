@@ -3,16 +3,13 @@
 
 #include <fmt/format.h>
 #include <sys/socket.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <cerrno>
-#include <cstring>
 #include <unordered_set>
 
 #include "host/vrf.hpp"
-#include "option/option.hpp"
 
 namespace reuseport::ctl {
 
@@ -101,28 +98,17 @@ std::uint32_t key(const DiagSocket& s) {
 }  // namespace
 
 void learn_modes(View& view, const std::vector<Target>& leaving, Processes& processes) {
-  if (::access(option::pins, F_OK) != 0 && errno == ENOENT) {
-    return;  // nothing is enabled
-  }
   std::unordered_set<std::uint32_t> ports;
-  std::unordered_map<std::uint64_t, int> held;  // by cookie, descriptors
   for (const Target& t : leaving) {
     ports.insert(key(t.socket));
-    if (t.fd) {
-      held.emplace(t.socket.cookie, t.fd.get());
+  }
+  std::vector<std::size_t> there;
+  for (std::size_t i = 0; i < view.sockets.size(); i++) {
+    if (ports.contains(key(view.sockets[i]))) {
+      there.push_back(i);
     }
   }
-  for (DiagSocket& s : view.sockets) {
-    if (s.info || !ports.contains(key(s))) {
-      continue;
-    }
-    const auto own = held.find(s.cookie);
-    const auto other = own == held.end() ? std::optional(take(s, view, processes)) : std::nullopt;
-    const int fd = !other ? own->second : *other ? (*other)->fd.get() : -1;
-    if (const auto info = get_info(fd)) {
-      s.info = *info;
-    }
-  }
+  learn_modes(view, there, processes, leaving);
 }
 
 bool same_group(const DiagSocket& a, const DiagSocket& b) {

@@ -26,9 +26,7 @@ enum class Cover : std::uint8_t {
 /// Whether two sockets with SO_REUSEPORT are in one group.
 [[nodiscard]] bool same_group(const DiagSocket& a, const DiagSocket& b);
 
-/// Fills in DiagSocket::info of the listeners on the ports of @p leaving that sock_diag(7) does not
-/// tell the mode of: with the option by BPF only the listener itself does. One that cannot be asked
-/// stays unknown, and counts as ON.
+/// learn_modes() of the listeners on the ports of @p leaving. One that stays unknown counts as ON.
 void learn_modes(View& view, const std::vector<Target>& leaving, Processes& processes);
 
 struct Successor {

@@ -11,6 +11,8 @@
 #include <algorithm>
 #include <cerrno>
 
+#include "option/option.hpp"
+
 namespace reuseport::ctl {
 
 namespace {
@@ -224,6 +226,8 @@ Expected<Chosen> look_and_select(const Selection& selection) {
   if (!sockets) {
     return tl::unexpected(sockets.error());
   }
+  Processes processes;
+  learn_modes(*view, *sockets, processes);
   return Chosen{std::move(*view), std::move(*sockets)};
 }
 
@@ -317,6 +321,32 @@ Expected<std::vector<Target>> take_selected(const Selection& selection, const Vi
                           "see reuseportctl list"));
   }
   return out;
+}
+
+void learn_modes(View& view, const std::vector<std::size_t>& which, Processes& processes,
+                 const std::vector<Target>& held) {
+  if (!option::enabled_somewhere()) {
+    return;
+  }
+  std::unordered_map<std::uint64_t, int> by_cookie;
+  for (const Target& t : held) {
+    if (t.fd) {
+      by_cookie.emplace(t.socket.cookie, t.fd.get());
+    }
+  }
+  for (const std::size_t i : which) {
+    DiagSocket& s = view.sockets[i];
+    if (s.info) {
+      continue;
+    }
+    const auto own = by_cookie.find(s.cookie);
+    const auto other =
+        own == by_cookie.end() ? std::optional(take(s, view, processes)) : std::nullopt;
+    const int fd = !other ? own->second : *other ? (*other)->fd.get() : -1;
+    if (const auto info = get_info(fd)) {
+      s.info = *info;
+    }
+  }
 }
 
 }  // namespace reuseport::ctl

@@ -89,7 +89,7 @@ struct Chosen {
   std::vector<std::size_t> sockets;  ///< indices into View::sockets
 };
 
-/// look() and select(), for commands that only read.
+/// look(), select() and learn_modes(), for commands that only read.
 [[nodiscard]] Expected<Chosen> look_and_select(const Selection& selection);
 
 /// A socket of another process, and our duplicate of it.
@@ -115,6 +115,13 @@ struct Target {
 /// Selection::reuseport_only, skips every socket without SO_REUSEPORT.
 [[nodiscard]] Expected<std::vector<Target>> take_selected(const Selection& selection,
                                                           const View& view, Processes& processes);
+
+/// Fills in DiagSocket::info of the sockets at @p which that sock_diag(7) does not tell the mode
+/// of: with the option by BPF only the listener itself does. One that cannot be asked stays
+/// unknown.
+/// @param held  those that need not be duplicated for it
+void learn_modes(View& view, const std::vector<std::size_t>& which, Processes& processes,
+                 const std::vector<Target>& held = {});
 
 }  // namespace reuseport::ctl
 

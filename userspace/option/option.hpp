@@ -106,6 +106,9 @@ class Session {
 /// The directory where a Scope is pinned.
 inline constexpr const char* pins = "/sys/fs/bpf/reuseport";
 
+/// Whether the option may be enabled in some cgroup: false only if nothing is pinned.
+[[nodiscard]] bool enabled_somewhere() noexcept;
+
 /// Room for flows in the table; at most half of it for one uid.
 inline constexpr std::uint32_t default_flows = 131072;
 inline constexpr std::uint32_t least_flows = 1024;

@@ -853,6 +853,10 @@ Status adopt_newcomers_once(const FindDescriptors& find) {
 
 }  // namespace
 
+bool enabled_somewhere() noexcept {
+  return ::access(pins, F_OK) == 0 || errno != ENOENT;
+}
+
 Result<Enabled> enable(int cgroup, int netns, GroupSize size, const FindDescriptors& find,
                        const std::optional<FlowOptions>& flows) {
   struct statfs filesystem {};

@@ -55,6 +55,22 @@ class StockCtlEnabled : public ScopeTest {
   std::uint16_t port_ = 0;
 };
 
+TEST_F(StockCtlEnabled, list_shows_the_mode_to_whoever_may_ask_for_it) {
+  const Running old = server();
+  const Running fresh = server();
+  expect_set(old, "off");
+  const auto mode = [](const Running& server, const std::function<void()>& before = {}) {
+    const auto doc = run({"list", "--json", "--pid", pid_of(server)}, before).doc();
+    return doc["listeners"][0]["mode"];
+  };
+  EXPECT_EQ(mode(old), "off");
+  EXPECT_EQ(mode(fresh), "on");
+  EXPECT_NE(run({"show", "--pid", pid_of(old)}).out.find("mode        off"), std::string::npos);
+  const auto shown = run({"show", "--port", std::to_string(port_)}, become_nobody);
+  EXPECT_NE(shown.out.find("unknown"), std::string::npos) << shown.out;
+  EXPECT_EQ(shown.out.find("not supported"), std::string::npos) << shown.out;
+}
+
 // Wherever it listens.
 TEST_F(StockCtlEnabled, one_that_is_off_is_no_newcomer) {
   const Running old = server();
