@@ -123,7 +123,8 @@ bool others_are_on(const Listener& listener, std::span<const std::uint64_t> leav
   const inet_diag_sockid& id = chosen.socket.id;
   const bool same_group =
       answered && chosen.socket.idiag_family == place.family && id.idiag_sport == place.port &&
-      id.idiag_if == place.device && chosen.v6only == place.v6only &&
+      id.idiag_if == place.device && chosen.socket.idiag_uid == place.uid &&
+      chosen.v6only == place.v6only &&
       std::memcmp(id.idiag_src, place.address.data(), place.family == AF_INET ? 4 : 16) == 0;
   if (!same_group) {
     return false;

@@ -54,6 +54,11 @@ bool read_place(int fd, Place& place) noexcept {
     place.address[0] = in.sin_addr.s_addr;
   }
   place.device = static_cast<std::uint32_t>(get_int(fd, SOL_SOCKET, bind_to_ifindex, 0));
+  struct stat seen {};
+  if (::fstat(fd, &seen) != 0) {
+    return false;
+  }
+  place.uid = seen.st_uid;
   return place.port != 0;
 }
 

@@ -38,6 +38,7 @@ struct Place {
   bool v6only = false;
   in_port_t port = 0;  ///< network byte order, like address
   std::uint32_t device = 0;
+  uid_t uid = 0;  ///< of the socket's owner: another user's socket is in no group of ours
   std::array<std::uint32_t, 4> address{};
 };
 

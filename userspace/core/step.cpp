@@ -33,7 +33,8 @@ bool same_place(const Listener& one, const Listener& other) {
   const Place& a = one.place;
   const Place& b = other.place;
   return one.netns == other.netns && a.family == b.family && a.protocol == b.protocol &&
-         a.v6only == b.v6only && a.port == b.port && a.device == b.device && a.address == b.address;
+         a.v6only == b.v6only && a.port == b.port && a.device == b.device && a.uid == b.uid &&
+         a.address == b.address;
 }
 
 // A STANDBY listener that serves because no other member is ON.

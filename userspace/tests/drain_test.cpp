@@ -323,10 +323,37 @@ TEST_F(DrainRules, an_answer_that_the_kernel_did_not_send_is_no_newcomer) {
   forged->socket.id.idiag_sport = at.sin_port;
   forged->socket.id.idiag_src[0] = at.sin_addr.s_addr;
   forged->socket.idiag_inode = ~0U;
+  forged->socket.idiag_uid = ::getuid();
   const Report report = ended(drain);
   forged.reset();
   EXPECT_EQ(report.outcome, Outcome::unconfirmed);
   EXPECT_GE(delivered, 1);
+}
+
+// SO_REUSEADDR lets another user's UDP socket in at the same address.
+TEST_F(DrainRules, another_users_socket_is_no_newcomer) {
+  if (::geteuid() != 0) {
+    GTEST_SKIP() << "needs root to give a socket away";
+  }
+  const int one = 1;
+  for (const bool ours : {true, false}) {
+    Fd old = test::open_listener(test::address("127.0.0.1"), SOCK_DGRAM);
+    const int fd = old.get();
+    const test::Address at = test::local_address(fd);
+    const Fd other(::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+    for (const int each : {fd, other.get()}) {
+      ASSERT_EQ(::setsockopt(each, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one)), 0);
+    }
+    ASSERT_EQ(::fchown(other.get(), ours ? 0 : 65534, static_cast<gid_t>(-1)), 0);
+    ASSERT_EQ(::bind(other.get(), at.get(), at.len), 0);
+    provider_.say(fd, 2);
+    provider_.infos[fd].mode = REUSEPORT_LISTEN_ON;
+    Drain drain(provider_.options());
+    ASSERT_TRUE(drain.add(std::move(old)));
+    ASSERT_TRUE(drain.start());
+    provider_.say(fd, 1);
+    EXPECT_EQ(ended(drain).outcome, ours ? Outcome::drained : Outcome::unconfirmed);
+  }
 }
 
 TEST_F(DrainRules, a_newcomer_in_another_namespace_is_none) {
