@@ -59,9 +59,8 @@ TEST_F(StockCtlEnabled, list_shows_the_mode_to_whoever_may_ask_for_it) {
   const Running old = server();
   const Running fresh = server();
   expect_set(old, "off");
-  const auto mode = [](const Running& server, const std::function<void()>& before = {}) {
-    const auto doc = run({"list", "--json", "--pid", pid_of(server)}, before).doc();
-    return doc["listeners"][0]["mode"];
+  const auto mode = [](const Running& server) {
+    return run({"list", "--json", "--pid", pid_of(server)}).doc()["listeners"][0]["mode"];
   };
   EXPECT_EQ(mode(old), "off");
   EXPECT_EQ(mode(fresh), "on");
