@@ -121,6 +121,17 @@ class DrainRules : public test::NetNsTest {
     EXPECT_TRUE(drain.add(std::move(old_)));
     return drain;
   }
+  /// A started drain of @p old, which is drained; the table says that there is a newcomer.
+  Drain started_drain(Fd old) {
+    const int fd = old.get();
+    provider_.say(fd, 2);
+    provider_.infos[fd].mode = REUSEPORT_LISTEN_ON;
+    Drain drain(provider_.options());
+    EXPECT_TRUE(drain.add(std::move(old)));
+    EXPECT_TRUE(drain.start());
+    provider_.say(fd, 1);
+    return drain;
+  }
   /// A started drain: the old one is drained, @p other has something in its queue.
   Drain drain_of_two(int& other) {
     Fd second = test::open_listener(at_);
@@ -346,12 +357,7 @@ TEST_F(DrainRules, another_users_socket_is_no_newcomer) {
     }
     ASSERT_EQ(::fchown(other.get(), ours ? 0 : 65534, static_cast<gid_t>(-1)), 0);
     ASSERT_EQ(::bind(other.get(), at.get(), at.len), 0);
-    provider_.say(fd, 2);
-    provider_.infos[fd].mode = REUSEPORT_LISTEN_ON;
-    Drain drain(provider_.options());
-    ASSERT_TRUE(drain.add(std::move(old)));
-    ASSERT_TRUE(drain.start());
-    provider_.say(fd, 1);
+    Drain drain = started_drain(std::move(old));
     EXPECT_EQ(ended(drain).outcome, ours ? Outcome::drained : Outcome::unconfirmed);
   }
 }
@@ -382,12 +388,7 @@ TEST_F(DrainRules, the_newcomer_is_seen_of_every_kind) {
       const int fd = old.get();
       Fd newcomer = test::open_listener(test::local_address(fd), type);
       for (const bool there : {true, false}) {
-        provider_.say(fd, 2);
-        provider_.infos[fd].mode = REUSEPORT_LISTEN_ON;
-        Drain drain(provider_.options());
-        ASSERT_TRUE(drain.add(std::move(old)));
-        ASSERT_TRUE(drain.start());
-        provider_.say(fd, 1);
+        Drain drain = started_drain(std::move(old));
         if (!there) {
           newcomer.reset();
         }
