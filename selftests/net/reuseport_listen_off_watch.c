@@ -285,7 +285,8 @@ TEST_F(drops, syn_in_time_wait)
 		       SOCK_STREAM | SOCK_CLOEXEC, 0);
 	ASSERT_LE(0, again);
 	ASSERT_EQ(0, set_int(again, SOL_SOCKET, SO_REUSEADDR, 1));
-	ASSERT_EQ(0, bind(again, &b.sa, blen));
+	/* Not before the server has acknowledged the client's end. */
+	ASSERT_TRUE(wait_for(!bind(again, &b.sa, blen)));
 	len = make_addr(&a, variant->path->dst, self->port);
 	ASSERT_EQ(-1, connect(again, &a.sa, len));
 	EXPECT_EQ(ECONNREFUSED, errno);
