@@ -229,10 +229,13 @@ TEST_F(SockDiagTest, udp_unconnected_only) {
   const Fd connected = open_client(test::local_address(server.get()), SOCK_DGRAM);
   ASSERT_EQ(::send(connected.get(), "x", 1, 0), 1);
 
-  const auto found = listeners(Protocol::udp);
+  std::vector<DiagSocket> found;
+  EXPECT_TRUE(test::eventually([&] {  // what was sent need not have come yet
+    found = listeners(Protocol::udp);
+    return found.empty() || found[0].queued > 0;
+  }));
   ASSERT_EQ(found.size(), 1U);
   EXPECT_EQ(found[0].inode, inode_of(server.get()));
-  EXPECT_GT(found[0].queued, 0U);
   EXPECT_EQ(found[0].protocol, Protocol::udp);
 }
 
