@@ -1,9 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // reuseportctl drain.
 #include <linux/filter.h>
-#include <linux/sched.h>
 #include <sys/resource.h>
-#include <sys/syscall.h>
 
 #include <algorithm>
 #include <cstring>
@@ -182,25 +180,6 @@ TEST_F(CtlTest, stopped_after_the_signal_it_says_so) {
   EXPECT_EQ(error["detail"]["ended"], false);
 }
 
-/// A server again that has the number @p pid, which must be free.
-pid_t server_with_number(pid_t pid, const std::string& how) {
-  clone_args args{};
-  args.exit_signal = SIGCHLD;
-  args.set_tid = reinterpret_cast<std::uint64_t>(&pid);
-  args.set_tid_size = 1;
-  const auto got = static_cast<pid_t>(::syscall(SYS_clone3, &args, sizeof(args)));
-  if (got == 0) {
-    ::prctl(PR_SET_PDEATHSIG, SIGKILL);
-    const std::string me = self();
-    const std::string env = "CTL_TEST_SERVER=" + how;
-    std::array<const char*, 2> argv = {me.c_str(), nullptr};
-    std::array<const char*, 2> envp = {env.c_str(), nullptr};
-    ::execve(me.c_str(), const_cast<char**>(argv.data()), const_cast<char**>(envp.data()));
-    ::_exit(126);
-  }
-  return got;
-}
-
 TEST_F(CtlTest, a_recycled_number_is_neither_drained_nor_signalled) {
   if (::geteuid() != 0) {
     GTEST_SKIP() << "needs root to choose a process id";
@@ -213,7 +192,7 @@ TEST_F(CtlTest, a_recycled_number_is_neither_drained_nor_signalled) {
       test::eventually([&] { return fdinfo_has(drain.pid(), "Pid:\t" + std::to_string(number)); }));
   drain.signal(SIGSTOP);
   old.kill(SIGKILL);
-  ASSERT_EQ(server_with_number(number, port() + " 1"), number) << std::strerror(errno);
+  Namesake namesake(number, port() + " 1");
   // not by their number: the stopped drain may hold a copy of the old one's listener
   ASSERT_TRUE(test::eventually([&] { return listens(number); }));
   const Running fresh = server(1);
@@ -222,10 +201,7 @@ TEST_F(CtlTest, a_recycled_number_is_neither_drained_nor_signalled) {
   EXPECT_EQ(ran.code, 1) << ran.out << ran.err;
   EXPECT_NE(ran.err.find("process " + std::to_string(number) + " has ended"), std::string::npos)
       << ran.err;
-  int status = 0;
-  EXPECT_EQ(::waitpid(number, &status, WNOHANG), 0) << "the stranger got the signal";
-  ::kill(number, SIGKILL);
-  ::waitpid(number, &status, 0);
+  EXPECT_TRUE(namesake.lives()) << "the stranger got the signal";
 }
 
 TEST_F(CtlTest, killed_by_sigkill_the_old_one_still_serves_when_the_newcomer_goes) {

@@ -439,6 +439,65 @@ TEST_F(RestartTest, a_before_signal_that_hangs) {
       << r.peek().err;
 }
 
+/// A command for --ready or --before-signal that says that it runs, and ends when it may.
+class Hook {
+ public:
+  explicit Hook(std::string name) : name_(std::move(name)) {}
+  Hook(const Hook&) = delete;
+  Hook(Hook&&) = delete;
+  Hook& operator=(const Hook&) = delete;
+  Hook& operator=(Hook&&) = delete;
+  ~Hook() {
+    release();
+    ::unlink((name_ + ".runs").c_str());
+  }
+  [[nodiscard]] std::string command() const {
+    return "touch " + name_ + ".runs; while test -e " + name_ + ".hold; do sleep 0.1; done";
+  }
+  /// The next one.
+  void hold() const {
+    ::unlink((name_ + ".runs").c_str());
+    std::ofstream(name_ + ".hold") << "hold";
+  }
+  [[nodiscard]] bool held() const {
+    return test::eventually([&] { return std::filesystem::exists(name_ + ".runs"); }, 60s);
+  }
+  void release() const { ::unlink((name_ + ".hold").c_str()); }
+
+ private:
+  std::string name_;
+};
+
+// The old server ends before its drain or during it, and is reaped.
+TEST_F(RestartTest, a_recycled_number_is_neither_drained_nor_signalled_nor_waited_for) {
+  if (::geteuid() != 0) {
+    GTEST_SKIP() << "needs root to choose a process id";
+  }
+  for (const std::string when : {"--ready", "--before-signal"}) {
+    SCOPED_TRACE(when);
+    const Hook hook("/tmp/ctl_test.hook." + port());
+    Running r = supervise({when, hook.command(), "--stop-timeout", "1"});
+    ASSERT_TRUE(saw(r, "started")) << r.peek().err;
+    const pid_t number = ask();
+    hook.hold();
+    r.signal(SIGHUP);
+    ASSERT_TRUE(hook.held()) << r.peek().err;
+    ASSERT_EQ(::kill(number, SIGKILL), 0);
+    ASSERT_TRUE(test::eventually([&] { return ::kill(number, 0) != 0; })) << "not reaped";
+    Namesake namesake(number, port() + " 1");
+    ASSERT_TRUE(test::eventually([&] { return listens(number); }));
+    hook.release();
+    ASSERT_TRUE(saw(r, "restarted")) << r.peek().err;
+    EXPECT_TRUE(saw(r, "old_ended")) << r.peek().out;
+    EXPECT_EQ(r.peek().out.find("old_killed"), std::string::npos) << r.peek().out;
+    EXPECT_TRUE(test::eventually([&] { return ask() == number; })) << "it gets connections";
+    r.signal(SIGTERM);
+    EXPECT_EQ(r.result().code, 0);
+    EXPECT_TRUE(namesake.lives()) << "the stranger got a signal";
+    EXPECT_EQ(ask(), number);
+  }
+}
+
 class StockRestartTest : public RestartTest {};
 
 // By BPF two drains on one port would choose each other's old listeners. A stranger's run could go
@@ -540,8 +599,8 @@ class UnitTest : public RestartTest {
     RestartTest::TearDown();
   }
   /// ExecStart or, with the main process of the unit, ExecReload.
-  Ran in_unit(pid_t main = 0, const std::string& how = "2 stays",
-              const std::vector<std::string>& more = {}) {
+  Running begin_in_unit(pid_t main = 0, const std::string& how = "2 stays",
+                        const std::vector<std::string>& more = {}) {
     heard_.clear();
     std::vector<std::string> options = {"--unit", "--ready-timeout", "20"};
     options.insert(options.end(), more.begin(), more.end());
@@ -549,9 +608,11 @@ class UnitTest : public RestartTest {
     if (main != 0) {
       env.push_back("MAINPID=" + std::to_string(main));
     }
-    Running r = supervise(
+    return supervise(
         options, how, [&] { std::ofstream(cgroup_ + "/cgroup.procs") << ::getpid() << std::flush; },
         env);
+  }
+  Ran finish(Running r) {
     EXPECT_TRUE(test::eventually(
         [&] {
           hear("\n\n", 0ms);  // the manager reads on
@@ -559,6 +620,15 @@ class UnitTest : public RestartTest {
         },
         60s));
     return r.peek();
+  }
+  Ran in_unit(pid_t main = 0, const std::string& how = "2 stays",
+              const std::vector<std::string>& more = {}) {
+    return finish(begin_in_unit(main, how, more));
+  }
+  /// How many the unit has.
+  [[nodiscard]] auto processes() const {
+    std::ifstream procs(cgroup_ + "/cgroup.procs");
+    return std::distance(std::istream_iterator<pid_t>(procs), {});
   }
   static std::string main_process(pid_t pid) { return "MAINPID=" + std::to_string(pid) + "\n"; }
 
@@ -637,6 +707,40 @@ TEST_F(UnitTest, an_old_server_that_crashes_meanwhile_was_not_drained) {
   EXPECT_NE(ask(), first);
 }
 
+// The main process ends during its reload, is reaped, and somebody else gets its number.
+TEST_F(UnitTest, a_recycled_number_is_neither_drained_nor_signalled_nor_waited_for) {
+  ::prctl(PR_SET_CHILD_SUBREAPER, 1);  // who reaps is this process, as systemd would be
+  ASSERT_EQ(in_unit().code, 0);
+  const pid_t number = ask();
+  ASSERT_NE(number, 0);
+  const Hook hook("/tmp/ctl_test.hook." + port());
+  hook.hold();
+  Running r = begin_in_unit(number, "2 stays", {"--ready", hook.command(), "--stop-timeout", "1"});
+  ASSERT_TRUE(hook.held()) << r.peek().err;
+  ::prctl(PR_SET_CHILD_SUBREAPER, 0);
+  ASSERT_EQ(::kill(number, SIGKILL), 0);
+  ASSERT_EQ(::waitpid(number, nullptr, 0), number);
+  Namesake namesake(number, port() + " 1");
+  ASSERT_TRUE(test::eventually([&] { return listens(number); }));
+  hook.release();
+  const Ran reload = finish(std::move(r));
+  EXPECT_EQ(reload.code, 8) << reload.err;
+  EXPECT_NE(reload.err.find("ended before it was drained"), std::string::npos) << reload.err;
+  EXPECT_TRUE(test::eventually([&] { return processes() == 1; })) << "somebody waits for it";
+  EXPECT_TRUE(namesake.lives()) << "the stranger got a signal";
+  EXPECT_TRUE(test::eventually([&] { return ask() == number; })) << "it gets connections";
+
+  // Nor by a reload that is told its number.
+  const std::size_t before = listeners().size();
+  const Ran next = in_unit(number);
+  EXPECT_EQ(next.code, 1) << next.err;
+  EXPECT_NE(next.err.find("MAINPID " + std::to_string(number) + " is not in this unit"),
+            std::string::npos)
+      << next.err;
+  EXPECT_TRUE(namesake.lives());
+  EXPECT_EQ(listeners().size(), before);
+}
+
 // Something of the same unit that listens elsewhere is none of its servers.
 TEST_F(UnitTest, an_orphan_that_listens_elsewhere_is_left_alone) {
   ASSERT_EQ(in_unit().code, 0);
@@ -655,10 +759,7 @@ TEST_F(UnitTest, an_orphan_that_listens_elsewhere_is_left_alone) {
   const Ran reload = in_unit(first);
   EXPECT_EQ(reload.code, 0) << reload.err;
   EXPECT_NE(ask(), first);
-  EXPECT_TRUE(test::eventually([&] {  // the server and the orphan
-    std::ifstream procs(cgroup_ + "/cgroup.procs");
-    return std::distance(std::istream_iterator<pid_t>(procs), {}) == 2;
-  }));
+  EXPECT_TRUE(test::eventually([&] { return processes() == 2; })) << "the server and the orphan";
 }
 
 TEST_F(RestartTest, unit_needs_a_service_manager) {

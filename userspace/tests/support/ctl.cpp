@@ -3,6 +3,7 @@
 
 #include <linux/audit.h>
 #include <linux/filter.h>
+#include <linux/sched.h>
 #include <linux/seccomp.h>
 #include <netinet/tcp.h>
 #include <sys/resource.h>
@@ -13,6 +14,7 @@
 #include <csignal>
 #include <cstddef>
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -272,6 +274,38 @@ bool fdinfo_has(pid_t pid, const std::string& text) {
     }
   }
   return false;
+}
+
+Namesake::Namesake(pid_t number, const std::string& how) {
+  clone_args args{};
+  args.exit_signal = SIGCHLD;
+  args.set_tid = reinterpret_cast<std::uint64_t>(&number);
+  args.set_tid_size = 1;
+  pid_ = static_cast<pid_t>(::syscall(SYS_clone3, &args, sizeof(args)));
+  if (pid_ == 0) {
+    ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+    const std::string me = self();
+    const std::string env = "CTL_TEST_SERVER=" + how;
+    std::array<const char*, 2> argv = {me.c_str(), nullptr};
+    std::array<const char*, 2> envp = {env.c_str(), nullptr};
+    ::execve(me.c_str(), const_cast<char**>(argv.data()), const_cast<char**>(envp.data()));
+    ::_exit(126);
+  }
+  EXPECT_EQ(pid_, number) << std::strerror(errno);
+}
+
+Namesake::~Namesake() {
+  if (lives()) {
+    ::kill(pid_, SIGKILL);
+    ::waitpid(pid_, nullptr, 0);
+  }
+}
+
+bool Namesake::lives() {
+  if (pid_ > 0 && ::waitpid(pid_, nullptr, WNOHANG) != 0) {
+    pid_ = -1;
+  }
+  return pid_ > 0;
 }
 
 void become_nobody() {

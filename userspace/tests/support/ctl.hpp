@@ -170,6 +170,23 @@ void refuse_bpf(int errnum);
 /// Whether a line of /proc/PID/fdinfo/* begins with @p text.
 [[nodiscard]] bool fdinfo_has(pid_t pid, const std::string& text);
 
+/// A server, see serve() in ctl.cpp, that has the number of a process that has ended and was
+/// reaped: nothing that is meant for the other one may reach it. Killed by the destructor. Root
+/// alone may choose a number.
+class Namesake {
+ public:
+  Namesake(pid_t number, const std::string& how);
+  Namesake(const Namesake&) = delete;
+  Namesake(Namesake&&) = delete;
+  Namesake& operator=(const Namesake&) = delete;
+  Namesake& operator=(Namesake&&) = delete;
+  ~Namesake();
+  [[nodiscard]] bool lives();
+
+ private:
+  pid_t pid_ = -1;
+};
+
 /// Bad input: what is said, the exit code, and the same in JSON.
 struct Bad {
   std::vector<std::string> args;
