@@ -29,6 +29,8 @@ constexpr ssize_t nearly_full = 7000;       // the first datagram may have 8 KB
 constexpr std::uint32_t states_listen = 1U << TCP_LISTEN;
 constexpr std::uint32_t states_unconnected = 1U << TCP_CLOSE;
 constexpr std::uint32_t states_half_open = 1U << TCP_SYN_RECV;
+constexpr std::uint32_t states_connected = (1U << TCP_ESTABLISHED) | (1U << TCP_CLOSE_WAIT);
+constexpr std::size_t chunk = 16;  // SKARR_SZ: connections of a bucket taken under one lock
 
 std::string missing_hint(Protocol protocol) {
   return protocol == Protocol::udp ? "load the module udp_diag (CONFIG_INET_UDP_DIAG)"
@@ -55,8 +57,7 @@ Status send_request(mnl_socket* socket, std::uint32_t seq, std::uint16_t flags,
 }
 
 /// @param split  set if the sockets do not fit in one datagram: between two, a socket that leaves
-/// the
-///               list makes the kernel skip another, of any port in the same bucket
+///               the list makes the kernel skip another, of any port in the same bucket
 detail::Reply receive_all(mnl_socket* socket, std::uint32_t seq, detail::ReplyState& state,
                           std::size_t buffer, bool* split) {
   std::vector<std::byte> buf(buffer);
@@ -158,8 +159,8 @@ Status SockDiag::dump(Protocol protocol, sa_family_t family, std::uint32_t state
   return fail("sock_diag dump", EAGAIN, "the socket tables change too fast; try again");
 }
 
-Status SockDiag::dump_listeners(Protocol protocol, sa_family_t family, std::uint16_t port,
-                                std::vector<DiagSocket>& out) {
+Status SockDiag::dump_whole(Protocol protocol, sa_family_t family, std::uint32_t states,
+                            std::uint16_t port, std::vector<DiagSocket>& out) {
   // Each buffer size splits the answer elsewhere, so that the others have what one dump skips.
   constexpr std::array<std::size_t, 8> buffers = {dump_buffer, 11000, 26000, 14000,
                                                   31000,       19000, 9000,  23000};
@@ -171,11 +172,10 @@ Status SockDiag::dump_listeners(Protocol protocol, sa_family_t family, std::uint
     }
     std::vector<DiagSocket> found;
     bool split = false;
-    if (auto ok =
-            dump(protocol, family, listening_states(protocol), port, found, buffers[turn], &split);
-        !ok) {
+    if (auto ok = dump(protocol, family, states, port, found, buffers[turn], &split); !ok) {
       return ok;
     }
+    split = split || (states == states_connected && found.size() >= chunk);
     if (turn == 0 && !split) {
       out.insert(out.end(), found.begin(), found.end());
       return {};
@@ -201,7 +201,7 @@ Status SockDiag::dump_listeners(Protocol protocol, sa_family_t family, std::uint
 Result<std::vector<DiagSocket>> SockDiag::listeners(Protocol protocol, std::uint16_t port) {
   std::vector<DiagSocket> out;
   for (const sa_family_t family : {sa_family_t{AF_INET}, sa_family_t{AF_INET6}}) {
-    if (auto ok = dump_listeners(protocol, family, port, out); !ok) {
+    if (auto ok = dump_whole(protocol, family, listening_states(protocol), port, out); !ok) {
       if (family == AF_INET6 && ok.error().errnum == ENOENT) {
         continue;  // a kernel without IPv6 has no IPv6 sockets
       }
@@ -222,10 +222,9 @@ Result<std::vector<DiagSocket>> SockDiag::listeners(Protocol protocol, std::uint
 }
 
 Result<std::vector<DiagSocket>> SockDiag::connections() {
-  constexpr std::uint32_t states = (1U << TCP_ESTABLISHED) | (1U << TCP_CLOSE_WAIT);
   std::vector<DiagSocket> out;
   for (const sa_family_t family : {sa_family_t{AF_INET}, sa_family_t{AF_INET6}}) {
-    if (auto ok = dump(Protocol::tcp, family, states, 0, out, dump_buffer, nullptr); !ok) {
+    if (auto ok = dump_whole(Protocol::tcp, family, states_connected, 0, out); !ok) {
       if (family == AF_INET6 && ok.error().errnum == ENOENT) {
         continue;
       }
@@ -273,7 +272,9 @@ Result<std::optional<DiagSocket>> SockDiag::query(const DiagSocket& known) {
     return fail("sock_diag query", state.errnum);
   }
   found.clear();
-  if (auto ok = dump_listeners(known.protocol, known.local.family, known.local.port, found); !ok) {
+  if (auto ok = dump_whole(known.protocol, known.local.family, listening_states(known.protocol),
+                           known.local.port, found);
+      !ok) {
     return tl::unexpected(ok.error());
   }
   for (const DiagSocket& s : found) {

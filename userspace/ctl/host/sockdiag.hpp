@@ -54,7 +54,8 @@ class SockDiag {
   [[nodiscard]] Result<std::vector<DiagSocket>> listeners(Protocol protocol,
                                                           std::uint16_t port = 0);
 
-  /// TCP connections that are established, or that only the other side has closed.
+  /// TCP connections that are established, or that only the other side has closed. Like listeners()
+  /// never misses one that exists all the time.
   [[nodiscard]] Result<std::vector<DiagSocket>> connections();
 
   /// Half-open TCP requests that a listener on @p listener's address may own. A stock kernel does
@@ -76,12 +77,12 @@ class SockDiag {
   Status reopen();
   Status dump(Protocol protocol, sa_family_t family, std::uint32_t states, std::uint16_t port,
               std::vector<DiagSocket>& out, std::size_t buffer, bool* split);
-  /// Appends the listeners of @p port (0: all). The kernel resumes a dump by counting, so where it
-  /// takes more than one datagram, a socket that leaves in between hides another. Then repeats the
-  /// dump until two agree, eight times at most, and appends what any had: also one that has just
-  /// closed.
-  Status dump_listeners(Protocol protocol, sa_family_t family, std::uint16_t port,
-                        std::vector<DiagSocket>& out);
+  /// Appends the sockets of @p port (0: all). The kernel resumes a dump by counting, so where it
+  /// takes more than one datagram, or more than one look at a bucket, a socket that leaves in
+  /// between hides another. Then repeats the dump until two agree, eight times at most, and appends
+  /// what any had: also one that has just closed.
+  Status dump_whole(Protocol protocol, sa_family_t family, std::uint32_t states, std::uint16_t port,
+                    std::vector<DiagSocket>& out);
 
   Socket socket_;
   std::uint32_t seq_ = 0;
