@@ -9,6 +9,7 @@
 #include <netinet/tcp.h>
 #include <signal.h>  // NOLINT(modernize-deprecated-headers): kill(), which csignal lacks
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 
@@ -42,6 +43,10 @@ class SockDiagTest : public test::NetNsTest {
  protected:
   void SetUp() override {
     NetNsTest::SetUp();
+    rlimit files{};
+    ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &files), 0);
+    files.rlim_cur = files.rlim_max;  // 1024 are too few for what comes and goes
+    ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &files), 0);
     auto diag = SockDiag::open();
     ASSERT_TRUE(diag) << diag.error().message();
     diag_.emplace(std::move(*diag));
@@ -56,20 +61,23 @@ class SockDiagTest : public test::NetNsTest {
   std::optional<SockDiag> diag_;
 };
 
-/// A child that calls a function again and again, until this ends.
+/// A child that calls a function again and again, until this ends. An expectation that fails there
+/// is a failure of the test.
 class Churn {
  public:
   explicit Churn(const std::function<void()>& turn) : pid_(::fork()) {
     if (pid_ == 0) {
       ::prctl(PR_SET_PDEATHSIG, SIGKILL);
-      for (;;) {
+      while (!::testing::Test::HasFailure()) {
         turn();
       }
+      ::_exit(1);
     }
     EXPECT_GT(pid_, 0);
   }
   ~Churn() {
     if (pid_ > 0) {
+      EXPECT_EQ(::waitpid(pid_, nullptr, WNOHANG), 0) << "nothing came and went";
       ::kill(pid_, SIGKILL);
       ::waitpid(pid_, nullptr, 0);
     }
