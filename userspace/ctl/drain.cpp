@@ -57,7 +57,7 @@ bool tells_nothing(const Failure& failure) {
 
 class Drain {
  public:
-  Drain(const DrainOptions& options, ProcessPtr server, Surroundings around)
+  Drain(const DrainCommandOptions& options, ProcessPtr server, Surroundings around)
       : options_(options), server_(std::move(server)), around_(std::move(around)) {
     selection_ = options.selection;
     selection_.pid = server_->pid();
@@ -596,10 +596,10 @@ class Drain {
     late_ = true;
     result_.drained = false;
     Failure failure(Exit::deadline, fmt::format("deadline hit with {} left", result_.left()));
-    if (options_.at_deadline == AtDeadline::restore && core_) {
+    if (options_.on_deadline == OnDeadline::restore && core_) {
       failure = set_back(std::move(failure));
       record();
-    } else if (options_.at_deadline == AtDeadline::signal && options_.signal) {
+    } else if (options_.on_deadline == OnDeadline::signal && options_.signal) {
       return {};
     } else if (result_.method == DrainMethod::option_bpf) {
       failure.hint = "the old listeners get new connections again";
@@ -654,7 +654,7 @@ class Drain {
       if (!said) {
         return undone(said.error());
       }
-      if (*said != 0 && Clock::now() >= deadline_ && options_.at_deadline == AtDeadline::signal) {
+      if (*said != 0 && Clock::now() >= deadline_ && options_.on_deadline == OnDeadline::signal) {
         around_.out.note(fmt::format("--before-signal exited with {} at the deadline", *said));
         return at_deadline();
       }
@@ -978,7 +978,7 @@ class Drain {
     return child->exit_code();
   }
 
-  const DrainOptions& options_;
+  const DrainCommandOptions& options_;
   ProcessPtr server_;
   Surroundings around_;
   Selection selection_;
@@ -1015,7 +1015,7 @@ std::string would(const DrainResult& result) {
 
 }  // namespace
 
-Expected<DrainMethod> choose_method(const DrainOptions& options, std::string& reason) {
+Expected<DrainMethod> choose_method(const DrainCommandOptions& options, std::string& reason) {
   if (options.method == DrainMethod::close) {
     return migrates_requests() ? DrainMethod::migrate : DrainMethod::close;
   }
@@ -1030,12 +1030,12 @@ Expected<DrainMethod> choose_method(const DrainOptions& options, std::string& re
   return migrates_requests() ? DrainMethod::migrate : DrainMethod::close;
 }
 
-Expected<DrainResult> drain(const DrainOptions& options, const ProcessPtr& server,
+Expected<DrainResult> drain(const DrainCommandOptions& options, const ProcessPtr& server,
                             const Surroundings& around) {
   return Drain(options, server, around).run();
 }
 
-Expected<Exit> drain_command(const DrainOptions& options, const Output& out) {
+Expected<Exit> drain_command(const DrainCommandOptions& options, const Output& out) {
   auto server = Process::open(*options.selection.pid);
   if (!server) {
     return failed(server.error());

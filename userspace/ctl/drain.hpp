@@ -39,14 +39,15 @@ enum class DrainMethod : std::uint8_t { automatic, option, option_bpf, migrate, 
   return method == DrainMethod::option || method == DrainMethod::option_bpf;
 }
 
-/// What to do with listeners that still have connections at the deadline.
-enum class AtDeadline : std::uint8_t {
+/// --on-deadline: what to do with listeners that still have connections then.
+enum class OnDeadline : std::uint8_t {
   standby,  ///< leave them in STANDBY: nothing new while the newcomer lives, a fallback if it dies
   restore,  ///< restore their old mode
   signal,   ///< send the signal anyway; what is left is lost
 };
 
-struct DrainOptions {
+/// The options of the command, and what restart passes on of its own.
+struct DrainCommandOptions {
   Selection selection;  ///< further narrows; its pid is the server's
   DrainMethod method = DrainMethod::automatic;
   bool require = false;  ///< do not fall back to a method that does not drain
@@ -61,7 +62,7 @@ struct DrainOptions {
   bool allow_shared = false;
   bool allow_last = false;
   bool dry_run = false;
-  AtDeadline at_deadline = AtDeadline::standby;
+  OnDeadline on_deadline = OnDeadline::standby;
 };
 
 /// One listener, at its last check.
@@ -116,18 +117,19 @@ struct Surroundings {
 };
 
 /// Runs a drain. On failure every listener has its old mode again, except at the deadline (exit 6):
-/// see DrainOptions::at_deadline.
+/// see DrainCommandOptions::on_deadline.
 /// @param server  the old process, held by a pidfd since it was chosen
-[[nodiscard]] Expected<DrainResult> drain(const DrainOptions& options, const ProcessPtr& server,
-                                          const Surroundings& around);
+[[nodiscard]] Expected<DrainResult> drain(const DrainCommandOptions& options,
+                                          const ProcessPtr& server, const Surroundings& around);
 
 /// The command: runs drain(), stops on a signal, prints the result. Exit::undrained if the method
 /// does not drain.
-[[nodiscard]] Expected<Exit> drain_command(const DrainOptions& options, const Output& out);
+[[nodiscard]] Expected<Exit> drain_command(const DrainCommandOptions& options, const Output& out);
 
 /// The method that @p options select in this network namespace, and in @p reason why no better one.
 /// Exit::unsupported, Exit::permission: the requested method does not work.
-[[nodiscard]] Expected<DrainMethod> choose_method(const DrainOptions& options, std::string& reason);
+[[nodiscard]] Expected<DrainMethod> choose_method(const DrainCommandOptions& options,
+                                                  std::string& reason);
 
 }  // namespace reuseport::ctl
 

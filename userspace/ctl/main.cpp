@@ -120,7 +120,7 @@ struct Arguments {
   Selection selection;
   ModeOptions mode;
   WatchOptions watch;
-  DrainOptions drain;
+  DrainCommandOptions drain;
   RestartOptions restart;
   std::string topic;
   EnableOptions enable;
@@ -335,11 +335,11 @@ void declare(CLI::App& app, Arguments& a, std::function<Expected<int>()>& run) {
   drain->add_flag("--await-newcomer", a.drain.await_newcomer,
                   "wait for a newcomer instead of refusing");
   option(
-      drain, "--on-deadline", a.drain.at_deadline,
+      drain, "--on-deadline", a.drain.on_deadline,
       [](const std::string& text) {
-        return text == "standby"   ? std::optional(AtDeadline::standby)
-               : text == "restore" ? std::optional(AtDeadline::restore)
-               : text == "signal"  ? std::optional(AtDeadline::signal)
+        return text == "standby"   ? std::optional(OnDeadline::standby)
+               : text == "restore" ? std::optional(OnDeadline::restore)
+               : text == "signal"  ? std::optional(OnDeadline::signal)
                                    : std::nullopt;
       },
       "if connections are left: standby (default), restore, or signal anyway", "WHAT");

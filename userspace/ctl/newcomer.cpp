@@ -17,8 +17,8 @@ namespace {
 
 constexpr std::array<std::uint8_t, 12> mapped_prefix = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff};
 
-/// What a listener serves in one family: nothing, one address, or all.
-struct Part {
+/// The addresses of one family that a listener serves: none, one, or all.
+struct Addresses {
   bool served = false;
   bool all = false;
   std::array<std::uint8_t, 16> address{};
@@ -29,22 +29,22 @@ bool is_mapped(const Endpoint& e) {
          std::equal(mapped_prefix.begin(), mapped_prefix.end(), e.addr.begin());
 }
 
-Part of_v4(const DiagSocket& s) {
-  Part part;
+Addresses of_v4(const DiagSocket& s) {
+  Addresses addresses;
   if (s.local.family == AF_INET) {
-    part = {true, s.local.is_any(), s.local.addr};
+    addresses = {true, s.local.is_any(), s.local.addr};
   } else if (is_mapped(s.local)) {
-    part.served = true;
-    std::copy_n(s.local.addr.begin() + mapped_prefix.size(), 4, part.address.begin());
-    part.all = std::all_of(part.address.begin(), part.address.begin() + 4,
-                           [](std::uint8_t b) { return b == 0; });
+    addresses.served = true;
+    std::copy_n(s.local.addr.begin() + mapped_prefix.size(), 4, addresses.address.begin());
+    addresses.all = std::all_of(addresses.address.begin(), addresses.address.begin() + 4,
+                                [](std::uint8_t b) { return b == 0; });
   } else if (!s.v6only && s.local.is_any()) {
-    part = {true, true, {}};
+    addresses = {true, true, {}};
   }
-  return part;
+  return addresses;
 }
 
-Part of_v6(const DiagSocket& s) {
+Addresses of_v6(const DiagSocket& s) {
   if (s.local.family != AF_INET6 || is_mapped(s.local)) {
     return {};
   }
@@ -53,7 +53,7 @@ Part of_v6(const DiagSocket& s) {
 
 enum class Reach : std::uint8_t { whole, part, nothing };
 
-Reach reach(const Part& old, const Part& other) {
+Reach reach(const Addresses& old, const Addresses& other) {
   if (!other.served) {
     return Reach::nothing;
   }

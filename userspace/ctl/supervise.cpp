@@ -35,8 +35,8 @@ constexpr auto poll_most = 200ms;
 constexpr auto storm_pause = 1000ms;
 constexpr auto way_back = 5000ms;  // for a newcomer that failed to give back what it has
 
-DrainOptions drain_options(const RestartOptions& options) {
-  DrainOptions o;
+DrainCommandOptions drain_options(const RestartOptions& options) {
+  DrainCommandOptions o;
   o.method = options.method;
   o.timeout = options.drain_timeout;
   o.signal = options.signal;
@@ -47,7 +47,7 @@ DrainOptions drain_options(const RestartOptions& options) {
   o.connections = options.connections;
   o.selection.reuseport_only = options.reuseport_only;
   o.flows = options.flows;
-  o.at_deadline = AtDeadline::signal;  // while BPF still provides the option
+  o.on_deadline = OnDeadline::signal;  // while BPF still provides the option
   return o;
 }
 
@@ -423,14 +423,14 @@ class Supervisor final : public LookingAfter {
   /// Drains a newcomer that failed, because it may have connections already, and ends it.
   void give_back(const Child& next) {
     if (next.running() && current_ && current_->running() && !stopping_) {
-      DrainOptions o;
+      DrainCommandOptions o;
       o.method = options_.method;
       // It ends in any case, so its listeners without SO_REUSEPORT are no reason to refuse.
       o.selection.reuseport_only = true;
       o.timeout = std::min<std::chrono::milliseconds>(options_.drain_timeout, way_back);
       // The drain sends the signal: BPF must provide the option until the listeners are closed.
       o.signal = options_.signal;
-      o.at_deadline = AtDeadline::signal;
+      o.on_deadline = OnDeadline::signal;
       const auto back = drain(o, next.process(), {*this, children_, out_});
       out_.end_progress();
       if (back && back->signalled) {

@@ -461,12 +461,12 @@ class Restarter final : public LookingAfter {
   /// Drains the old one's listeners beside the newcomer's, waits for its connections, then sends
   /// TERM. At the deadline it sends TERM anyway, like Envoy's own hot restart, and reports that.
   Expected<DrainResult> retire() {
-    DrainOptions o;
+    DrainCommandOptions o;
     o.selection.reuseport_only = true;
     o.timeout = options_.drain_timeout;
     o.signal = SIGTERM;
     o.connections = 0;
-    o.at_deadline = AtDeadline::signal;
+    o.on_deadline = OnDeadline::signal;
     const Admin admin = admin_of(*current_);
     o.before_signal = ask_to_drain(admin);
     if (o.before_signal.empty()) {
@@ -501,12 +501,12 @@ class Restarter final : public LookingAfter {
   /// A newcomer with its own listeners may already have connections: drain it before ending it.
   void give_back(const Envoy& next, bool hot) {
     if (!hot && next.child.running() && current_->child.running() && !stopping_) {
-      DrainOptions o;
+      DrainCommandOptions o;
       o.selection.reuseport_only = true;
       o.timeout = way_back;
       o.connections = 0;
       o.signal = SIGTERM;
-      o.at_deadline = AtDeadline::signal;
+      o.on_deadline = OnDeadline::signal;
       o.before_signal = ask_to_drain(admin_of(next));
       const auto back = drain(o, next.child.process(), {*this, children_, out_});
       out_.end_progress();
