@@ -253,7 +253,10 @@ Expected<Target> take(const DiagSocket& socket, const View& view, Processes& pro
                             fmt::format("{}: held by a process this user may not inspect", what),
                             "run as root or with CAP_SYS_PTRACE"));
     }
-    return failed(Failure(Error{"find its process", ESTALE, "no process holds it any more"}, what));
+    return failed(Failure(Error{"find its process", ESTALE,
+                                "none that can be seen: it was closed, or one outside of this pid "
+                                "namespace holds it"},
+                          what));
   }
   std::optional<Failure> first;
   Target target{socket, {}, {}, false};

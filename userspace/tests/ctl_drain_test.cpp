@@ -204,6 +204,41 @@ TEST_F(CtlTest, a_recycled_number_is_neither_drained_nor_signalled) {
   EXPECT_TRUE(namesake.lives()) << "the stranger got the signal";
 }
 
+// A limit: the kernel does not tell how many hold a socket, and /proc shows those of its own
+// namespace.
+TEST_F(CtlTest, a_holder_outside_of_the_pid_namespace_is_not_seen) {
+  if (::geteuid() != 0) {
+    GTEST_SKIP() << "needs root to make a PID namespace";
+  }
+  const Fd shared = test::open_listener(address("127.0.0.1", port_));
+  const Running fresh = server(1);
+  constexpr int known = 9;
+  const auto inherit = [&] { ::dup2(shared.get(), known); };
+  const Running beside({"sleep", "60"}, inherit);
+  const auto refused = run({"drain", "--dry-run", "--pid", pid_of(beside), "--signal", "TERM"});
+  EXPECT_EQ(refused.code, 5) << refused.err;
+  EXPECT_NE(refused.err.find("shared with process"), std::string::npos) << refused.err;
+
+  const auto within = [&](const std::string& script) {
+    return Running({"unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c",
+                    "sleep 60 & exec 9>&-; " + script},
+                   inherit)
+        .result();
+  };
+  const auto drained = within(tool() + " drain --dry-run --pid $! --signal TERM");
+  EXPECT_EQ(drained.code, 0) << drained.err;
+  EXPECT_NE(drained.out.find("would drain by"), std::string::npos) << drained.out;
+  const auto listed = within(tool() + " list --port " + port());
+  EXPECT_NE(listed.out.find("sleep["), std::string::npos) << listed.out;
+  EXPECT_NE(listed.out.find(" -\n"), std::string::npos) << "the newcomer's\n" << listed.out;
+  if (test::expect_supported()) {
+    const auto off = within(tool() + " off --port " + port() + " --allow-last --allow-shared");
+    EXPECT_EQ(off.code, 1) << off.err;
+    EXPECT_NE(off.err.find("outside of this pid namespace"), std::string::npos) << off.err;
+    EXPECT_EQ(modes(), (std::vector<std::string>{"on", "on"}));
+  }
+}
+
 TEST_F(CtlTest, killed_by_sigkill_the_old_one_still_serves_when_the_newcomer_goes) {
   const Running old = server(1);
   Running fresh = server(1);
