@@ -3,12 +3,15 @@
 // in a network namespace of this process. The first byte chooses the options, every other is one
 // call or one event, by its letter:
 //
-//   a add   s start   t step   u undo          h half-open   q queued   d nothing left   c cookies
-//   n newcomer leaves   N newcomer comes       e, E set_mode fails, for now or for good   o works
-//   again g look fails   v listener vanishes         x listener closed by somebody else   k shut
-//   down
+//   a add   s start   t step   u undo
+//   h half-open   q queued   d nothing left   c cookies   m tcp_migrate_req
+//   n newcomer leaves   N newcomer comes   r newcomer leaves, and the table does not know
+//   e, E set_mode fails, for now or for good   g look fails   o works again
+//   v listener vanishes   x listener closed by somebody else   k shut down
 //
-// Aborts where a report claims more than the table and the sockets can have shown.
+// Aborts where a call does not answer what it must, or where a report claims more than the table
+// and the sockets can have shown.
+#include <fcntl.h>
 #include <net/if.h>
 #include <netinet/in.h>
 #include <sched.h>
@@ -21,15 +24,39 @@
 #include <cerrno>
 #include <cstddef>
 #include <cstdint>
-#include <cstdio>
-#include <cstdlib>
 #include <vector>
 
 #include "reuseport/reuseport.hpp"
+#include "states.hpp"
 
 namespace {
 
 using reuseport::Fd;
+using reuseport::fuzz::require;
+
+const reuseport::fuzz::States states{"drained",
+                                     "drained_by_a_tool",
+                                     "leaves",
+                                     "migrated",
+                                     "unconfirmed",
+                                     "falls_back",
+                                     "closed_late",
+                                     "kept",
+                                     "vanishes",
+                                     "shut_down",
+                                     "closed_elsewhere",
+                                     "undone",
+                                     "newcomer_dies",
+                                     "undone_at_deadline",
+                                     "obstacle",
+                                     "waits",
+                                     "waits_for_newcomer",
+                                     "refused_last",
+                                     "refused_option",
+                                     "refused_closed",
+                                     "refused_gone",
+                                     "added_twice",
+                                     "added_late"};
 
 struct Old {
   int fd = -1;
@@ -42,6 +69,10 @@ struct Old {
 struct World {
   std::vector<Old> olds;
   bool newcomer = true;
+  bool started = false;
+  bool undone = false;  ///< by a call
+  bool shut = false;
+  bool closed_elsewhere = false;
   int set_error = 0;
   int get_error = 0;
   std::uint32_t handshakes = 0;
@@ -55,13 +86,6 @@ struct World {
     return old == olds.rend() ? nullptr : &*old;
   }
 };
-
-void require(bool what, const char* why) {
-  if (!what) {
-    std::fprintf(stderr, "%s\n", why);
-    std::abort();
-  }
-}
 
 int set_mode(int fd, int mode, void* user) {
   auto* world = static_cast<World*>(user);
@@ -118,7 +142,95 @@ Fd open_listener(std::uint16_t& port) {
   return fd;
 }
 
-void check(reuseport_drain* drain, const World& world, bool started) {
+// What add must answer.
+int to_add(const World& world, int fd) {
+  if (world.started) {
+    states.reached("added_late");
+    return -EBUSY;
+  }
+  // The number of one that somebody else has closed.
+  if (std::ranges::any_of(world.olds, [fd](const Old& o) { return o.fd == fd; })) {
+    states.reached("added_twice");
+    return -EEXIST;
+  }
+  return 0;
+}
+
+// What start must answer.
+int to_start(const World& world, const reuseport_drain_options& options) {
+  if (world.started) {
+    return -EBUSY;
+  }
+  if (world.olds.empty()) {
+    return -EINVAL;
+  }
+  if (world.closed_elsewhere) {
+    states.reached("refused_closed");
+    return -EBADF;
+  }
+  if (world.get_error == ESTALE) {
+    states.reached("refused_gone");
+    return -ESTALE;
+  }
+  if (world.get_error != 0) {
+    return 0;  // step tries again
+  }
+  if (options.last_on == REUSEPORT_LAST_REFUSE && !world.newcomer) {
+    states.reached("refused_last");
+    return -EADDRNOTAVAIL;
+  }
+  const bool required = options.policy == REUSEPORT_REQUIRE || options.flags != 0;
+  if (world.set_error == EBUSY && required) {
+    states.reached("refused_option");
+    return -EBUSY;
+  }
+  return 0;
+}
+
+void set_migrate_req(bool on) {
+  static bool is_on = false;
+  if (on != is_on) {
+    const Fd file(::open("/proc/sys/net/ipv4/tcp_migrate_req", O_WRONLY | O_CLOEXEC));
+    require(::write(file.get(), on ? "1" : "0", 1) == 1, "tcp_migrate_req");
+    is_on = on;
+  }
+}
+
+const char* state_of(const World& world, const reuseport_drain_options& options,
+                     const reuseport_drain_report& report) {
+  const bool running = report.outcome == REUSEPORT_RUNNING;
+  switch (report.outcome) {
+    case REUSEPORT_DRAINED:
+      return world.olds.front().mode == REUSEPORT_LISTEN_OFF ? "leaves"
+             : options.flags != 0                            ? "drained_by_a_tool"
+                                                             : "drained";
+    case REUSEPORT_MIGRATED: return "migrated";
+    case REUSEPORT_UNCONFIRMED: return "unconfirmed";
+    case REUSEPORT_SWEPT_AND_CLOSED: return "falls_back";
+    case REUSEPORT_DEADLINE_HIT:
+      return std::ranges::any_of(world.olds, [](const Old& o) { return o.closes == 0; })
+                 ? "kept"
+                 : "closed_late";
+    case REUSEPORT_VANISHED:
+      return world.closed_elsewhere ? "closed_elsewhere" : world.shut ? "shut_down" : "vanishes";
+    case REUSEPORT_UNDONE:
+      return report.timed_out != 0 ? "undone_at_deadline"
+             : world.undone        ? "undone"
+                                   : "newcomer_dies";
+    default: break;
+  }
+  if (running && report.method == REUSEPORT_METHOD_NONE) {
+    return "obstacle";
+  }
+  if (running && report.handshakes + report.queued > 0) {
+    return "waits";
+  }
+  return running && !world.newcomer && options.last_on == REUSEPORT_LAST_WAIT ? "waits_for_newcomer"
+                                                                              : nullptr;
+}
+
+void check(reuseport_drain* drain, const World& world, const reuseport_drain_options& options) {
+  const bool started = world.started;
   reuseport_drain_report report{};
   report.size = sizeof(report);
   require(reuseport_drain_get_report(drain, &report) == 0, "no report");
@@ -137,6 +249,9 @@ void check(reuseport_drain* drain, const World& world, bool started) {
     require(listener.open == 0 || listener.error != 0 || world.olds[i].closes != 0 ||
                 world.olds[i].mode == world.olds[i].told,
             "undone, but a mode is not what it was");
+  }
+  if (const char* state = state_of(world, options, report); state != nullptr) {
+    states.reached(state);
   }
 }
 
@@ -176,19 +291,30 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   Fd newcomer = open_listener(port);
   reuseport_step step{};
   step.size = sizeof(step);
-  bool started = false;
+  set_migrate_req(false);
   for (std::size_t i = 1; i < std::min<std::size_t>(size, 64); ++i) {
     switch (data[i]) {
       case 'a': {
         Fd fd = open_listener(port);
-        if (reuseport_drain_add(drain, fd.get()) == 0) {
+        const int wanted = to_add(world, fd.get());
+        require(reuseport_drain_add(drain, fd.get()) == wanted, "add");
+        if (wanted == 0) {
           world.olds.push_back({.fd = fd.release()});
         }
         break;
       }
-      case 's': started = reuseport_drain_start(drain) == 0 || started; break;
-      case 't': (void)reuseport_drain_step(drain, &step); break;
-      case 'u': (void)reuseport_drain_undo(drain); break;
+      case 's': {
+        const int wanted = to_start(world, options);
+        require(reuseport_drain_start(drain) == wanted, "start");
+        world.started = world.started || wanted == 0;
+        break;
+      }
+      case 't': require(reuseport_drain_step(drain, &step) >= 0 == world.started, "step"); break;
+      case 'u':
+        (void)reuseport_drain_undo(drain);
+        world.undone = world.started;
+        break;
+      case 'm': set_migrate_req(true); break;
       case 'h': world.handshakes = 1; break;
       case 'q': world.queued = 1; break;
       case 'c': world.flags |= REUSEPORT_LISTEN_F_COOKIES; break;
@@ -200,6 +326,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
         world.newcomer = false;
         newcomer.reset();
         break;
+      case 'r': newcomer.reset(); break;
       case 'N':
         world.newcomer = true;
         newcomer = open_listener(port);
@@ -215,15 +342,17 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
           Old& old = world.olds.front();
           if (data[i] == 'k') {
             (void)::shutdown(old.fd, SHUT_RD);
+            world.shut = true;
           } else {
             old.closes = 1;
             ::close(old.fd);
+            world.closed_elsewhere = true;
           }
         }
         break;
       default: break;
     }
-    check(drain, world, started);
+    check(drain, world, options);
   }
   reuseport_drain_free(drain);
   for (const Old& old : world.olds) {

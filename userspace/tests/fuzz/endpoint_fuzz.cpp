@@ -1,11 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 // Addresses on the command line: what is accepted must match the endpoint it names.
+#include <sys/socket.h>
+
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
 #include <string_view>
 
 #include "host/endpoint.hpp"
+#include "states.hpp"
+
+namespace {
+const reuseport::fuzz::States states{"v4", "v6", "any", "port", "refused"};
+}
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   const std::string_view text(static_cast<const char*>(static_cast<const void*>(data)), size);
@@ -24,9 +31,14 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
       }
     }
   }
+  states.reached(!pattern                              ? "refused"
+                 : !pattern->address                   ? "any"
+                 : pattern->address->family == AF_INET ? "v4"
+                                                       : "v6");
   const auto port = reuseport::parse_port(text);
-  if (port && *port == 0) {
-    std::abort();
+  if (port) {
+    reuseport::fuzz::require(*port != 0, "port 0");
+    states.reached("port");
   }
   return 0;
 }

@@ -8,6 +8,12 @@
 #include <string_view>
 
 #include "host/process.hpp"
+#include "states.hpp"
+
+namespace {
+const reuseport::fuzz::States states{"link",      "link_too_long", "stat",
+                                     "stat_name", "status",        "status_name"};
+}
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   const std::string_view text(static_cast<const char*>(static_cast<const void*>(data)), size);
@@ -24,6 +30,15 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   if (reuseport::detail::parse_stat_parent(whole) != 42) {
     std::abort();
   }
-  static_cast<void>(reuseport::detail::parse_status_uid(text));
+  const auto uid = reuseport::detail::parse_status_uid(text);
+  if (inode || text.starts_with("socket:[")) {
+    states.reached(inode ? "link" : "link_too_long");
+  }
+  if (parent) {
+    states.reached(text.find(')') == text.rfind(')') ? "stat" : "stat_name");
+  }
+  if (uid) {
+    states.reached(text.find("Uid:") == text.rfind("Uid:") ? "status" : "status_name");
+  }
   return 0;
 }
