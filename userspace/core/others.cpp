@@ -2,7 +2,6 @@
 // Who else serves an address: sock_diag(7), without libmnl.
 #include <linux/inet_diag.h>
 #include <linux/netlink.h>
-#include <linux/rtnetlink.h>
 #include <linux/sock_diag.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -11,8 +10,8 @@
 #include <array>
 #include <cstddef>
 #include <cstring>
-#include <optional>
 
+#include "reply.hpp"
 #include "reuseport/reuseport.h"
 #include "socket.hpp"
 
@@ -22,13 +21,6 @@ namespace {
 struct Request {
   nlmsghdr header;
   inet_diag_req_v2 body;
-};
-
-// The member that the kernel would choose.
-struct Chosen {
-  inet_diag_msg socket{};
-  bool v6only = false;
-  std::optional<std::uint32_t> mode;
 };
 
 Request exact_query(const Place& place) noexcept {
@@ -48,33 +40,6 @@ Request exact_query(const Place& place) noexcept {
   (udp ? id.idiag_dport : id.idiag_sport) = place.port;
   std::memcpy(udp ? id.idiag_dst : id.idiag_src, place.address.data(), sizeof(place.address));
   return request;
-}
-
-// Parses a SOCK_DIAG_BY_FAMILY message and its attributes; false if it is truncated.
-bool read_reply(std::span<const std::byte> bytes, Chosen& chosen) noexcept {
-  constexpr std::size_t body = NLMSG_HDRLEN;
-  std::size_t at = body + NLMSG_ALIGN(sizeof(inet_diag_msg));
-  if (bytes.size() < at) {
-    return false;
-  }
-  std::memcpy(&chosen.socket, bytes.data() + body, sizeof(chosen.socket));
-  for (rtattr attribute{}; at + sizeof(attribute) <= bytes.size();
-       at += RTA_ALIGN(attribute.rta_len)) {
-    std::memcpy(&attribute, bytes.data() + at, sizeof(attribute));
-    if (attribute.rta_len < sizeof(attribute) || at + attribute.rta_len > bytes.size()) {
-      return false;
-    }
-    const std::span value = bytes.subspan(at + RTA_LENGTH(0), attribute.rta_len - RTA_LENGTH(0));
-    if (attribute.rta_type == INET_DIAG_SKV6ONLY && !value.empty()) {
-      chosen.v6only = value[0] != std::byte{0};
-    }
-    if (attribute.rta_type == INET_DIAG_REUSEPORT && value.size() >= sizeof(std::uint32_t)) {
-      std::uint32_t mode = 0;
-      std::memcpy(&mode, value.data(), sizeof(mode));
-      chosen.mode = mode;
-    }
-  }
-  return true;
 }
 
 bool ask(int netlink, const Place& place, Chosen& chosen) noexcept {
