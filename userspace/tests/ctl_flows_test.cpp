@@ -56,13 +56,7 @@ class CtlFlowsTest : public ScopeTest {
   [[nodiscard]] Fd client() const { return open_client(address("127.0.0.1", port_), SOCK_DGRAM); }
   /// Who answers; 0: nobody.
   static pid_t ask(const Fd& client) {
-    std::array<char, 16> text{};
-    pollfd answer{client.get(), POLLIN, 0};
-    if (::send(client.get(), "x", 1, 0) != 1 || ::poll(&answer, 1, 5000) != 1 ||
-        ::recv(client.get(), text.data(), text.size() - 1, 0) <= 0) {
-      return 0;
-    }
-    return std::atoi(text.data());
+    return ::send(client.get(), "x", 1, 0) == 1 ? answer_of(client) : 0;
   }
   static bool all_answered_by(const std::vector<Fd>& clients, pid_t pid) {
     return std::ranges::all_of(clients, [&](const Fd& each) { return ask(each) == pid; });

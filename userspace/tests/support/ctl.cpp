@@ -262,6 +262,17 @@ void forbid_bpf() {
   refuse_bpf(EPERM);
 }
 
+pid_t answer_of(const Fd& client, int* error) {
+  std::array<char, 16> text{};
+  pollfd p{client.get(), POLLIN, 0};
+  const bool came = ::poll(&p, 1, 5000) == 1;
+  const bool answered = came && ::recv(client.get(), text.data(), text.size() - 1, 0) > 0;
+  if (error != nullptr) {
+    *error = answered ? 0 : came ? errno : ETIMEDOUT;
+  }
+  return answered ? std::atoi(text.data()) : 0;
+}
+
 bool fdinfo_has(pid_t pid, const std::string& text) {
   std::error_code gone;
   for (const auto& entry :

@@ -167,6 +167,9 @@ void become_nobody();
 void forbid_bpf();
 void refuse_bpf(int errnum);
 
+/// The pid that a server answers @p client with; 0, with the errno in @p error, if none comes.
+pid_t answer_of(const Fd& client, int* error = nullptr);
+
 /// Whether a line of /proc/PID/fdinfo/* begins with @p text.
 [[nodiscard]] bool fdinfo_has(pid_t pid, const std::string& text);
 
@@ -265,19 +268,18 @@ class CtlTest : public NetNsTest {
     std::ranges::generate(clients, [this] { return connected(); });
     return clients;
   }
-  /// The pid that answers a new connection; 0 with the errno in @p error otherwise.
-  pid_t ask(int* error = nullptr, const char* ip = "127.0.0.1") const {
-    const Fd client = open_client(address(ip, port_));
-    int e = connect_result(client.get());
-    std::array<char, 16> text{};
-    pollfd p{client.get(), POLLIN, 0};
-    if (e == 0 && ::poll(&p, 1, 5000) == 1) {
-      e = ::recv(client.get(), text.data(), text.size() - 1, 0) > 0 ? 0 : errno;
+  /// The pid that answers a new connection or, of a @p type SOCK_DGRAM, a datagram; 0 with the
+  /// errno in @p error otherwise.
+  pid_t ask(int* error = nullptr, const char* ip = "127.0.0.1", int type = SOCK_STREAM) const {
+    const Fd client = open_client(address(ip, port_), type);
+    const int e = connect_result(client.get());
+    if (e == 0 && type == SOCK_DGRAM) {
+      ::send(client.get(), "x", 1, 0);
     }
-    if (error != nullptr) {
+    if (e != 0 && error != nullptr) {
       *error = e;
     }
-    return e == 0 ? std::atoi(text.data()) : 0;
+    return e == 0 ? answer_of(client, error) : 0;
   }
   [[nodiscard]] static std::string pid_of(const Running& r) { return std::to_string(r.pid()); }
   [[nodiscard]] std::string port() const { return std::to_string(port_); }
