@@ -302,6 +302,37 @@ TEST_F(CtlTest, when_a_newcomer_of_a_wider_address_dies_the_old_one_goes_on) {
   }
 }
 
+// Nobody notices when that newcomer dies too: see reuseportctl(8) for what helps.
+TEST_F(OptionCtlTest, off_beside_a_wider_newcomer_does_not_take_over_until_somebody_says_so) {
+  for (const int s : {SIGKILL, SIGSTOP}) {
+    const Running old = server(1, "keep");
+    const Fd client = connected();
+    EXPECT_EQ(answer_of(client), old.pid());
+    Running fresh = server(1, "ip=::");
+    auto drain = start_tool({"drain", "--pid", pid_of(old), "--connections", "0", "--timeout",
+                             "60s", "--signal", "TERM"});
+    ASSERT_TRUE(test::eventually([&] { return ask() == fresh.pid(); })) << drain.peek().err;
+    if (s == SIGKILL) {
+      drain.kill(s);
+    } else {
+      drain.signal(s);
+      ASSERT_EQ(::waitpid(drain.pid(), nullptr, WUNTRACED), drain.pid());
+    }
+    EXPECT_EQ(ask(), fresh.pid());
+    fresh.kill(SIGKILL);
+    int error = 0;
+    EXPECT_EQ(ask(&error), 0);
+    EXPECT_EQ(error, ECONNREFUSED);
+    if (s == SIGKILL) {
+      EXPECT_EQ(run({"on", "--pid", pid_of(old)}).code, 0);
+    } else {
+      drain.signal(SIGCONT);
+      expect_newcomer_gone(drain.result());
+    }
+    EXPECT_EQ(ask(&error), old.pid()) << std::strerror(error);
+  }
+}
+
 TEST_F(CtlTest, nohup_is_heeded) {
   const Running old = server(1, "defer");
   const Fd client = connected();
