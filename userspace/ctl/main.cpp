@@ -27,7 +27,8 @@
 namespace reuseport::ctl {
 namespace {
 
-/// "30", "1.5", "500ms", "2m": seconds unless a unit is named.
+/// "30", "1.5", "500ms", "2m": seconds unless a unit is named. Only 0 is 0, which may mean for
+/// ever.
 std::optional<std::chrono::milliseconds> parse_duration(std::string_view text) {
   double value = 0;
   const char* end = text.data() + text.size();
@@ -41,7 +42,8 @@ std::optional<std::chrono::milliseconds> parse_duration(std::string_view text) {
   if (ec != std::errc{} || factor == 0 || !(value >= 0) || value * factor > 1e10) {
     return std::nullopt;
   }
-  return std::chrono::milliseconds(static_cast<std::int64_t>(value * factor));
+  const auto least = static_cast<std::int64_t>(value > 0 ? 1 : 0);
+  return std::chrono::milliseconds(std::max(static_cast<std::int64_t>(value * factor), least));
 }
 
 template <typename T, typename Parse>

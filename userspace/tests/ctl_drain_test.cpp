@@ -100,6 +100,30 @@ TEST_F(CtlTest, deadline_with_a_half_open_request_and_a_server_that_never_accept
   EXPECT_EQ(ran.doc()["error"]["detail"]["queued_left"], 3);
 }
 
+TEST_F(CtlTest, with_timeout_0_it_looks_once_and_waits_for_nothing) {
+  const Running fresh = server(1);
+  {
+    const Running old = server(1, "idle");
+    const std::vector<Fd> clients = connected(test::spread_over);
+    const auto ran =
+        run({"drain", "--json", "--timeout", "0", "--pid", pid_of(old), "--signal", "TERM"});
+    EXPECT_EQ(ran.code, 6) << ran.err;
+    EXPECT_GT(ran.doc()["error"]["detail"]["queued_left"], 0) << ran.out;
+    EXPECT_EQ(ran.doc()["error"]["detail"]["signalled"], false);
+    EXPECT_LT(ran.doc()["error"]["detail"]["took_ms"], 15'000) << "as without --timeout";
+    expect_refused({{"drain", "--timeout", "0", "--ready", "false", "--pid", pid_of(old)},
+                    6,
+                    "nothing was changed"});
+    EXPECT_EQ(::kill(old.pid(), 0), 0);
+  }
+  if (test::expect_supported()) {
+    const Running old = server(1);
+    EXPECT_EQ(run({"drain", "--pid", pid_of(old)}).code, 0);
+    const auto ran = run({"drain", "--timeout", "0", "--pid", pid_of(old), "--signal", "TERM"});
+    EXPECT_EQ(ran.code, 0) << "drained before: " << ran.err;
+  }
+}
+
 TEST_F(CtlTest, a_half_open_request_is_waited_for) {
   const Running old = server(1, "defer");
   const Fd client = connected();

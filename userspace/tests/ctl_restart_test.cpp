@@ -358,6 +358,14 @@ TEST_F(RestartTest, stop_timeouts_run_side_by_side) {
   EXPECT_LT(std::chrono::steady_clock::now() - start, 9s);
 }
 
+// 0 means never; what is less than the smallest unit does not.
+TEST_F(RestartTest, the_shortest_stop_timeout_is_no_endless_one) {
+  Running r = supervise({"--stop-timeout", "0.4ms"}, "1 stubborn");
+  ASSERT_TRUE(saw(r, "started")) << r.peek().err;
+  r.signal(SIGTERM);
+  EXPECT_EQ(r.result(20s).code, 0);
+}
+
 TEST_F(RestartTest, a_storm_of_sighups_is_one_or_a_few_restarts) {
   Running r = supervise({"--method", "close", "--ready", "sleep 0.2"});
   ASSERT_TRUE(saw(r, "started")) << r.peek().err;

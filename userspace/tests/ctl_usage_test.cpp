@@ -39,8 +39,6 @@ TEST_F(CtlTest, usage_errors) {
            {{"standby"}, 2, "needs --pid"},
            {{"drain"}, 2, "--pid"},
            {{"drain", "--pid", "1", "--signal", "NOPE"}, 2, "NOPE"},
-           {{"drain", "--pid", "1", "--timeout", "-1"}, 2, "--timeout"},
-           {{"drain", "--pid", "1", "--timeout", "1 fortnight"}, 2, "--timeout"},
            {{"drain", "--pid", "1", "--method", "magic"}, 2, "magic"},
            {{"drain", "--pid", "1", "--require", "--method", "close"}, 2, "--require"},
            {{"restart", "--require", "--method", "close", "--", "true"}, 2, "--require"},
@@ -51,6 +49,16 @@ TEST_F(CtlTest, usage_errors) {
            {{"restart"}, 2, "command"},
        }) {
     expect_refused(bad);
+  }
+  for (const char* time : {"",     "-1",    "1 fortnight", "1d",   "1S",    "1s2",   " 1",  "1 ",
+                           "+1",   "0x10",  "s",           "ms",   ".",     "1e",    "nan", "inf",
+                           "-inf", "1e300", "1e400",       "1e9h", "2778h", "-0.1ms"}) {
+    for (const char* option : {"--timeout", "--ready-timeout", "--stop-timeout"}) {
+      const bool of_drain = std::string(option) == "--timeout";
+      expect_refused({of_drain ? std::vector<std::string>{"drain", "--pid", "1", option, time}
+                               : std::vector<std::string>{"restart", option, time, "--", "true"},
+                      2, option});
+    }
   }
 }
 
