@@ -2,7 +2,12 @@
 #include "reuseport/probe.hpp"
 
 #include <sys/resource.h>
+#include <time.h>  // NOLINT(modernize-deprecated-headers): clock_gettime(), which ctime lacks
 
+#include <algorithm>
+#include <cstdint>
+#include <functional>
+#include <limits>
 #include <set>
 #include <string>
 
@@ -28,6 +33,39 @@ TEST_F(Probe, cached_answer_is_the_same) {
     EXPECT_EQ(cached.step, fresh.step);
     EXPECT_EQ(cached.errnum, fresh.errnum);
   }
+}
+
+/// The CPU time of many calls of @p call, in ns, if that is less than @p least.
+void time_calls(std::int64_t& least, const std::function<bool()>& call) {
+  constexpr int calls = 200;
+  const auto now = [] {
+    timespec time{};
+    ::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+    return std::int64_t{time.tv_sec} * 1'000'000'000 + time.tv_nsec;
+  };
+  const std::int64_t start = now();
+  int answered = 0;
+  for (int i = 0; i < calls; ++i) {
+    answered += call() ? 1 : 0;
+  }
+  least = std::min(least, now() - start);
+  EXPECT_EQ(answered, calls);
+}
+
+// Ratios within one run, each of the least of many turns, so that a busy or emulated machine
+// changes little. bench/probe_bench measures.
+TEST_F(Probe, costs_a_few_sockets_and_then_next_to_nothing) {
+  std::int64_t socket = std::numeric_limits<std::int64_t>::max();
+  std::int64_t first = socket;
+  std::int64_t cached = socket;
+  const bool expected = test::expect_supported();
+  for (int turn = 0; turn < 20; ++turn) {
+    time_calls(socket, [] { return Fd(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)).valid(); });
+    time_calls(first, [expected] { return probe_now().supported() == expected; });
+    time_calls(cached, [expected] { return probe().supported() == expected; });
+  }
+  EXPECT_LT(first, 8 * socket);
+  EXPECT_LT(cached, socket / 20);
 }
 
 // No other option must pass for this one.
