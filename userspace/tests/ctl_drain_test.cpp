@@ -906,13 +906,18 @@ TEST_F(CtlTest, ready_is_asked_first) {
   EXPECT_EQ(::kill(fresh.pid(), 0), 0);
 }
 
+/// So many open files for the tool, in a child before exec.
+std::function<void()> files(rlim_t limit) {
+  return [limit] {
+    const rlimit few{limit, limit};
+    ::setrlimit(RLIMIT_NOFILE, &few);
+  };
+}
+
 /// What a drain of @p pid would do that may open so many files.
 Ran dry_run_with_files(const std::string& pid, rlim_t limit) {
   return run({"drain", "--dry-run", "--method", "close", "--pid", pid, "--signal", "TERM"},
-             [limit] {
-               const rlimit few{limit, limit};
-               ::setrlimit(RLIMIT_NOFILE, &few);
-             });
+             files(limit));
 }
 
 TEST_F(CtlTest, many_holders_of_many_listeners_need_few_descriptors) {
@@ -924,6 +929,12 @@ TEST_F(CtlTest, many_holders_of_many_listeners_need_few_descriptors) {
   }));
   const auto ran = dry_run_with_files(pid_of(old), 256);
   EXPECT_EQ(ran.code, 0) << ran.err;
+  const auto drained =
+      run({"drain", "--json", "--pid", pid_of(old), "--signal", "TERM", "--wait"}, files(256));
+  EXPECT_EQ(drained.code, 0) << drained.err;
+  EXPECT_EQ(drained.doc()["drain"]["method"], best());
+  EXPECT_EQ(drained.doc()["drain"]["listeners"].size(), 32U);
+  EXPECT_EQ(ask(), fresh.pid());
 }
 
 TEST_F(CtlTest, with_too_few_descriptors_nothing_is_said_not_to_be_there) {
