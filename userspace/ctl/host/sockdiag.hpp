@@ -54,8 +54,8 @@ class SockDiag {
   [[nodiscard]] Result<std::vector<DiagSocket>> listeners(Protocol protocol,
                                                           std::uint16_t port = 0);
 
-  /// TCP connections that are established, or that only the other side has closed. Like listeners()
-  /// never misses one that exists all the time.
+  /// TCP connections that are established, or that only the other side has closed. One that exists
+  /// all the time is missed only if the dumps that agree skip the same ones: see dump_whole().
   [[nodiscard]] Result<std::vector<DiagSocket>> connections();
 
   /// Half-open TCP requests that a listener on @p listener's address may own. A stock kernel does
