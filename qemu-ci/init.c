@@ -297,14 +297,20 @@ static pid_t start(char **argv, char **envp, const char *cwd, int out, int err)
 	_exit(errno == ENOENT ? 127 : 126);
 }
 
-/* Moves what a pipe holds to a port; false once the pipe has ended. */
+/*
+ * Moves what a pipe holds to a port; false once the pipe has ended. The host is
+ * told before the first of it leaves: until then it may start anew.
+ */
 static int pump(int from, int to)
 {
 	char buf[32768];
 	ssize_t n = read(from, buf, sizeof(buf));
+	static int told;
 
 	if (n < 0)
 		return errno == EAGAIN || errno == EINTR;
+	if (n && !told++)
+		say("output");
 	for (ssize_t done = 0, w; done < n; done += w) {
 		w = write(to, buf + done, n - done);
 		if (w <= 0)
