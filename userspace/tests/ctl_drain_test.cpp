@@ -784,7 +784,8 @@ TEST_F(CtlTest, allow_last_works_with_every_method) {
 }
 
 TEST_F(CtlTest, connections_are_waited_for_and_none_is_cut) {
-  const std::string said = "/tmp/ctl_test.before." + port();
+  const test::TempDir dir;
+  const std::string said = dir.file("before");
   for (const char* method : {"close", "auto"}) {
     const Running old = server(1, "keep");
     std::vector<Fd> clients = connected(3);
@@ -828,7 +829,8 @@ TEST_F(CtlTest, connections_that_stay_are_exit_6_and_no_signal) {
 }
 
 TEST_F(CtlTest, a_server_that_ends_with_connections_left_may_have_cut_them) {
-  const std::string said = "/tmp/ctl_test.before." + port();
+  const test::TempDir dir;
+  const std::string said = dir.file("before");
   for (const char* method : {"close", "auto"}) {
     for (const int signal : {SIGKILL, SIGTERM}) {
       Running old = server(1, "keep");
@@ -887,7 +889,8 @@ TEST_F(CtlTest, a_listener_of_the_same_server_is_no_newcomer_for_a_signal) {
 }
 
 TEST_F(CtlTest, ready_is_asked_first) {
-  const std::string file = "/tmp/ctl_test.ready." + port();
+  const test::TempDir dir;
+  const std::string file = dir.file("ready");
   const Running old = server(1);
   const Running fresh = server(1);
   const auto before = modes();
@@ -898,7 +901,6 @@ TEST_F(CtlTest, ready_is_asked_first) {
       << drain.peek().err;
   std::ofstream(file) << "yes";
   EXPECT_EQ(drain.result().code, 0) << drain.peek().err;
-  ::unlink(file.c_str());
   const Running next = server(1);
   const auto never = run({"drain", "--timeout", "300ms", "--ready", "false", "--pid", pid_of(fresh),
                           "--signal", "TERM"});

@@ -90,7 +90,8 @@ TEST_F(StockCtlEnabled, one_that_is_off_is_no_newcomer) {
 
 // Nor if the newcomer dies after the signal, before the old one closes.
 TEST_F(StockCtlEnabled, when_only_one_that_is_off_is_left_the_newcomer_is_gone) {
-  const std::string file = "/tmp/ctl_test.signal." + std::to_string(port_);
+  const TempDir dir;
+  const std::string file = dir.file("signal");
   const Running older = server();
   Running old = server("stubborn");
   expect_set(older, "off");
@@ -102,14 +103,14 @@ TEST_F(StockCtlEnabled, when_only_one_that_is_off_is_left_the_newcomer_is_gone) 
   fresh.kill(SIGKILL);
   old.kill(SIGKILL);
   const auto ran = drain.result();
-  std::filesystem::remove(file);
   EXPECT_EQ(ran.code, 1) << ran.err;
   EXPECT_NE(ran.err.find("the newcomer is gone"), std::string::npos) << ran.err;
 }
 
 // The other one waits, and holds the listener only while it looks.
 TEST_F(StockCtlEnabled, of_two_drains_that_wait_for_ready_one_goes_on) {
-  const std::string file = "/tmp/ctl_test.ready." + std::to_string(port_);
+  const TempDir dir;
+  const std::string file = dir.file("ready");
   const Running old = server("defer");
   const Fd client = connected();
   const Running fresh = server("defer");
@@ -128,7 +129,6 @@ TEST_F(StockCtlEnabled, of_two_drains_that_wait_for_ready_one_goes_on) {
   EXPECT_TRUE(eventually([&] { return holding() > 0; }));
   ::poll(nullptr, 0, 1500);  // longer than two that began together need to settle it
   EXPECT_TRUE(eventually([&] { return holding() == 1; }, 5s)) << "both drain it";
-  std::filesystem::remove(file);
 }
 
 TEST_F(StockCtlEnabled, at_the_deadline_it_says_what_the_old_ones_are) {

@@ -27,11 +27,11 @@ class RestartTest : public CtlTest {
     std::vector<std::string> args = within_;
     args.insert(args.end(), {tool(), "restart", "--json"});
     args.insert(args.end(), options.begin(), options.end());
-    how_ = how_name();
     say(how);
-    for (const std::string& a : std::vector<std::string>{
-             "--", "/bin/sh", "-c",
-             first + "CTL_TEST_SERVER=\"" + port() + " $(cat " + how_ + ")\" exec " + self()}) {
+    for (const std::string& a :
+         std::vector<std::string>{"--", "/bin/sh", "-c",
+                                  first + "CTL_TEST_SERVER=\"" + port() + " $(cat " + how_name() +
+                                      ")\" exec " + self()}) {
       args.push_back(a);
     }
     return args;
@@ -42,16 +42,9 @@ class RestartTest : public CtlTest {
     env.push_back("NOTIFY_SOCKET=" + notify_);
     return Running(supervisor(options, how, first), before, env);
   }
-  void TearDown() override {
-    for (const std::string& path : {how_, notify_}) {
-      if (!path.empty()) {
-        ::unlink(path.c_str());
-      }
-    }
-  }
   /// $NOTIFY_SOCKET for what is started from here on.
   void listen_as_manager() {
-    notify_ = "/tmp/ctl_test.notify." + port();
+    notify_ = dir_.file("notify");
     sockaddr_un un{};
     un.sun_family = AF_UNIX;
     notify_.copy(un.sun_path, sizeof(un.sun_path) - 1);
@@ -70,15 +63,15 @@ class RestartTest : public CtlTest {
         },
         wait);
   }
-  [[nodiscard]] std::string how_name() const { return "/tmp/ctl_test.how." + port(); }
-  void say(const std::string& how) const { std::ofstream(how_) << how << std::flush; }
+  [[nodiscard]] std::string how_name() const { return dir_.file("how"); }
+  void say(const std::string& how) const { std::ofstream(how_name()) << how << std::flush; }
   static bool saw(Running& r, const std::string& event) {
     return test::eventually(
         [&] { return r.peek().out.find(R"("event":")" + event + '"') != std::string::npos; }, 60s);
   }
 
   std::vector<std::string> within_;  ///< a command that runs the supervisor
-  std::string how_;
+  const test::TempDir dir_;
   std::string notify_;
   Fd manager_;
   std::string heard_;
@@ -118,17 +111,14 @@ TEST_F(RestartTest, a_newcomer_that_fails_changes_nothing) {
 }
 
 TEST_F(RestartTest, a_newcomer_that_is_not_ready_in_time_is_ended) {
-  Running r = supervise(
-      {"--ready",
-       "test \"$(cat " + std::string("/dev/null") + ")\" = \"\" -a ! -e /tmp/ctl_test.no." + port(),
-       "--ready-timeout", "5"});
+  Running r = supervise({"--ready", "test ! -e " + dir_.file("no"), "--ready-timeout", "5"});
   ASSERT_TRUE(saw(r, "started")) << r.peek().err;
   const pid_t first = ask();
-  std::ofstream("/tmp/ctl_test.no." + port()) << "no";
+  std::ofstream(dir_.file("no")) << "no";
   Load load([&] { return ask() != 0; });
   r.signal(SIGHUP);
   ASSERT_TRUE(saw(r, "restart_failed")) << r.peek().err;
-  ::unlink(("/tmp/ctl_test.no." + port()).c_str());
+  ::unlink(dir_.file("no").c_str());
   EXPECT_NE(r.peek().err.find("--ready says no"), std::string::npos) << r.peek().err;
   EXPECT_TRUE(test::eventually([&] { return listeners().size() == 2; })) << "the newcomer is ended";
   EXPECT_EQ(load.stop()[1], 0) << "it gave back what it had";
@@ -285,7 +275,7 @@ TEST_F(RestartTest, sigquit_leaves_no_server_behind) {
 }
 
 TEST_F(RestartTest, children_start_with_nothing_of_ours) {
-  const std::string said = "/tmp/ctl_test.child." + port();
+  const std::string said = dir_.file("child");
   Running r = supervise(
       {}, "2",
       [] {
@@ -301,7 +291,6 @@ TEST_F(RestartTest, children_start_with_nothing_of_ours) {
       "cat /proc/self/status >" + said + "; env >>" + said + "; ");
   ASSERT_TRUE(saw(r, "started")) << r.peek().err;
   const std::string text = read(said);
-  ::unlink(said.c_str());
   EXPECT_NE(text.find("SigBlk:\t0000000000000000\n"), std::string::npos) << text;
   // 32 and 33 are libc's own: where the caller ignores them, no call of libc's can change that.
   EXPECT_TRUE(text.find("SigIgn:\t0000000000000000\n") != std::string::npos ||
@@ -315,10 +304,9 @@ TEST_F(RestartTest, children_start_with_nothing_of_ours) {
 TEST_F(RestartTest, a_subreaper_reaps_orphans) {
   Running r = supervise(
       {}, "2", [] { ::prctl(PR_SET_CHILD_SUBREAPER, 1); }, {},
-      "(sleep 0.2 & echo $! >" + how_name() + ".orphan); ");
+      "(sleep 0.2 & echo $! >" + dir_.file("orphan") + "); ");
   ASSERT_TRUE(saw(r, "started")) << r.peek().err;
-  const pid_t orphan = std::atoi(read(how_name() + ".orphan").c_str());
-  ::unlink((how_name() + ".orphan").c_str());
+  const pid_t orphan = std::atoi(read(dir_.file("orphan")).c_str());
   ASSERT_GT(orphan, 0);
   EXPECT_TRUE(test::eventually([&] { return ::kill(orphan, 0) != 0; }, 30s));
   EXPECT_EQ(children_of(r.pid()).size(), 1U) << "the server alone";
@@ -405,7 +393,7 @@ TEST_F(RestartTest, a_storm_of_sighups_is_one_or_a_few_restarts) {
 }
 
 TEST_F(RestartTest, a_late_ready_command_is_ended_with_its_process_group) {
-  const std::string said = "/tmp/ctl_test.ready." + port();
+  const std::string said = dir_.file("ready");
   Running r =
       supervise({"--ready-timeout", "3", "--ready",
                  "test ! -e " + said + ".hang || { sleep 300 & echo $! >" + said + "; wait; }"});
@@ -414,8 +402,6 @@ TEST_F(RestartTest, a_late_ready_command_is_ended_with_its_process_group) {
   r.signal(SIGHUP);
   ASSERT_TRUE(saw(r, "restart_failed")) << r.peek().err;
   const pid_t sleeper = std::atoi(read(said).c_str());
-  ::unlink(said.c_str());
-  ::unlink((said + ".hang").c_str());
   ASSERT_GT(sleeper, 0);
   EXPECT_TRUE(test::eventually([&] { return !runs(sleeper); }, 30s));
 }
@@ -468,30 +454,23 @@ TEST_F(RestartTest, a_before_signal_that_hangs) {
 /// A command for --ready or --before-signal that says that it runs, and ends when it may.
 class Hook {
  public:
-  explicit Hook(std::string name) : name_(std::move(name)) {}
-  Hook(const Hook&) = delete;
-  Hook(Hook&&) = delete;
-  Hook& operator=(const Hook&) = delete;
-  Hook& operator=(Hook&&) = delete;
-  ~Hook() {
-    release();
-    ::unlink((name_ + ".runs").c_str());
-  }
   [[nodiscard]] std::string command() const {
-    return "touch " + name_ + ".runs; while test -e " + name_ + ".hold; do sleep 0.1; done";
+    return "touch " + runs_ + "; while test -e " + hold_ + "; do sleep 0.1; done";
   }
   /// The next one.
   void hold() const {
-    ::unlink((name_ + ".runs").c_str());
-    std::ofstream(name_ + ".hold") << "hold";
+    ::unlink(runs_.c_str());
+    std::ofstream(hold_) << "hold";
   }
   [[nodiscard]] bool held() const {
-    return test::eventually([&] { return std::filesystem::exists(name_ + ".runs"); }, 60s);
+    return test::eventually([&] { return std::filesystem::exists(runs_); }, 60s);
   }
-  void release() const { ::unlink((name_ + ".hold").c_str()); }
+  void release() const { ::unlink(hold_.c_str()); }
 
  private:
-  std::string name_;
+  const test::TempDir dir_;
+  const std::string runs_ = dir_.file("runs");
+  const std::string hold_ = dir_.file("hold");
 };
 
 // The old server ends before its drain or during it, and is reaped.
@@ -501,7 +480,7 @@ TEST_F(RestartTest, a_recycled_number_is_neither_drained_nor_signalled_nor_waite
   }
   for (const std::string when : {"--ready", "--before-signal"}) {
     SCOPED_TRACE(when);
-    const Hook hook("/tmp/ctl_test.hook." + port());
+    const Hook hook;
     Running r = supervise({when, hook.command(), "--stop-timeout", "1"});
     ASSERT_TRUE(saw(r, "started")) << r.peek().err;
     const pid_t number = ask();
@@ -739,7 +718,7 @@ TEST_F(UnitTest, a_recycled_number_is_neither_drained_nor_signalled_nor_waited_f
   ASSERT_EQ(in_unit().code, 0);
   const pid_t number = ask();
   ASSERT_NE(number, 0);
-  const Hook hook("/tmp/ctl_test.hook." + port());
+  const Hook hook;
   hook.hold();
   Running r = begin_in_unit(number, "2 stays", {"--ready", hook.command(), "--stop-timeout", "1"});
   ASSERT_TRUE(hook.held()) << r.peek().err;

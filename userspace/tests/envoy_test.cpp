@@ -65,34 +65,26 @@ class EnvoyTest : public CtlTest {
  protected:
   void SetUp() override {
     CtlTest::SetUp();
-    std::string name = "/tmp/envoy_test.XXXXXX";
-    ASSERT_NE(::mkdtemp(name.data()), nullptr);
-    dir_ = name;
     const json at = {{"address", "127.0.0.1"}, {"port_value", port_}};
     const json admin = {{"address", "127.0.0.1"}, {"port_value", 0}};
-    std::ofstream(dir_ + "/envoy.json")
+    std::ofstream(dir_.file("envoy.json"))
         << json{{"admin", {{"address", {{"socket_address", admin}}}}},
                 {"static_resources", {{"listeners", {{{"address", {{"socket_address", at}}}}}}}}};
     install("11.104");
   }
-  void TearDown() override {
-    if (!dir_.empty()) {
-      std::filesystem::remove_all(dir_);
-    }
-  }
-
   /// Installs a new Envoy.
   void install(const std::string& build) const {
-    const std::string next = dir_ + "/envoy.new";
+    const std::string next = dir_.file("envoy.new");
     std::filesystem::copy_file(build_file("support/envoy"), next);
     std::ofstream(next, std::ios::app | std::ios::binary) << "\nSTANDIN version=" << build << "\n"
                                                           << std::flush;
     ::chmod(next.c_str(), 0755);
     std::filesystem::rename(next, program());
   }
-  [[nodiscard]] std::string program() const { return dir_ + "/envoy"; }
+  [[nodiscard]] std::string program() const { return dir_.file("envoy"); }
   [[nodiscard]] std::vector<std::string> envoy(const std::vector<std::string>& more = {}) const {
-    std::vector<std::string> words = {program(), "-c", dir_ + "/envoy.json", "--concurrency", "2"};
+    std::vector<std::string> words = {program(), "-c", dir_.file("envoy.json"), "--concurrency",
+                                      "2"};
     words.insert(words.end(), more.begin(), more.end());
     return words;
   }
@@ -106,7 +98,7 @@ class EnvoyTest : public CtlTest {
       args.push_back(word);
     }
     return Running(std::move(args), [] { ::prctl(PR_SET_PDEATHSIG, SIGTERM); },
-                   {"RUNTIME_DIRECTORY=" + dir_});
+                   {"RUNTIME_DIRECTORY=" + dir_.path()});
   }
 
   /// The facts of the @p nth event of this name; null if it has not come within a minute.
@@ -132,7 +124,7 @@ class EnvoyTest : public CtlTest {
 
   /// The admin address of the first Envoy of a restarter.
   [[nodiscard]] std::string first_admin() const {
-    for (const auto& entry : std::filesystem::recursive_directory_iterator(dir_)) {
+    for (const auto& entry : std::filesystem::recursive_directory_iterator(dir_.path())) {
       if (entry.path().filename() == "admin.0") {
         return read(entry.path());
       }
@@ -191,7 +183,7 @@ class EnvoyTest : public CtlTest {
     return n == 0 || (n < 0 && errno != EAGAIN);
   }
 
-  std::string dir_;
+  const test::TempDir dir_;
 };
 
 void expect_lossless(Load& fresh, Load& kept) {
@@ -204,7 +196,7 @@ void expect_lossless(Load& fresh, Load& kept) {
 }
 
 TEST_F(EnvoyTest, equal_versions_are_a_hot_restart) {
-  const std::string log = dir_ + "/log";
+  const std::string log = dir_.file("log");
   Running r = restarter({}, {"--parent-shutdown-time-s", "3", "--log-path", log});
   const pid_t first = pid_in(saw(r, "started"));
   ASSERT_NE(first, 0) << r.peek().err;
@@ -412,7 +404,7 @@ TEST_F(EnvoyTest, nothing_is_left_when_it_ends) {
   EXPECT_FALSE(alive(restarted["old"].get<pid_t>()));
   EXPECT_FALSE(alive(pid_in(restarted)));
   EXPECT_TRUE(listeners().empty());
-  for (const auto& entry : std::filesystem::directory_iterator(dir_)) {
+  for (const auto& entry : std::filesystem::directory_iterator(dir_.path())) {
     EXPECT_FALSE(entry.is_directory()) << entry.path();
   }
 }
@@ -450,7 +442,7 @@ struct Alone {
 class EnvoyByHandTest : public EnvoyTest {
  protected:
   Alone start() {
-    const std::string admin = dir_ + "/admin." + std::to_string(++started_);
+    const std::string admin = dir_.file("admin." + std::to_string(++started_));
     Running process(envoy({"--use-dynamic-base-id", "--admin-address-path", admin}));
     EXPECT_TRUE(test::eventually([&] { return !read(admin).empty() && listens(process.pid()); }))
         << process.peek().err;

@@ -114,6 +114,24 @@ void without_option(const std::function<bool()>& body);
 /// Whether @p fd is an open descriptor.
 [[nodiscard]] bool is_open(int fd);
 
+/// A directory of its own, which nobody else may write to, with all that comes to be in it; removed
+/// at the end. Tests of several machines and lanes run side by side with the same ports.
+class TempDir {
+ public:
+  TempDir();
+  TempDir(const TempDir&) = delete;
+  TempDir(TempDir&&) = delete;
+  TempDir& operator=(const TempDir&) = delete;
+  TempDir& operator=(TempDir&&) = delete;
+  ~TempDir();
+  /// The path of @p name in it.
+  [[nodiscard]] std::string file(const std::string& name) const { return path_ + "/" + name; }
+  [[nodiscard]] const std::string& path() const { return path_; }
+
+ private:
+  std::string path_;
+};
+
 }  // namespace reuseport::test
 
 #endif  // REUSEPORT_TESTS_SUPPORT_HPP
