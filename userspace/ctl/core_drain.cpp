@@ -214,7 +214,9 @@ Done CoreDrain::undo() {
       continue;
     }
     const int got = provider_.set_mode(targets_[i].fd.get(), static_cast<int>(seen_[i].before));
-    if (got == 0) {
+    reuseport_listen_info now{};
+    if (got == 0 ||
+        (provider_.get_info(targets_[i].fd.get(), &now) == 0 && now.mode == seen_[i].before)) {
       seen_[i].info.mode = seen_[i].before;
       continue;
     }

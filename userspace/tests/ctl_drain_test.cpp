@@ -4,6 +4,7 @@
 #include <sys/resource.h>
 
 #include <algorithm>
+#include <climits>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -384,6 +385,30 @@ TEST_F(StockCtl, a_shortage_is_waited_for_and_no_reason_to_close) {
     EXPECT_EQ(::kill(old.pid(), 0), 0);
     expect_refused({{"drain", "--dry-run", "--pid", pid_of(old), "--signal", "TERM"}, 1, "BPF"},
                    [errnum] { refuse_bpf(errnum); });
+  }
+}
+
+TEST_F(OptionCtlTest, a_table_that_is_not_ready_is_waited_for_and_no_reason_to_close) {
+  for (const bool for_good : {false, true}) {
+    SCOPED_TRACE(for_good);
+    const Running old = server(1);
+    const Running fresh = server(1);
+    const auto before = modes();
+    auto drain = start_tool({"drain", "--json", "--timeout", for_good ? "500ms" : "20s", "--pid",
+                             pid_of(old), "--signal", "TERM"},
+                            NotReady::begin);
+    const NotReady table(drain.pid(), port_, for_good ? INT_MAX : 2);
+    const auto ran = drain.result();
+    EXPECT_GT(table.seen(), 2) << ran.err;
+    EXPECT_EQ(ran.code, for_good ? 1 : 0) << ran.err;
+    if (for_good) {
+      EXPECT_NE(ran.err.find("serves as before"), std::string::npos) << ran.err;
+      EXPECT_EQ(modes(), before);
+      EXPECT_EQ(::kill(old.pid(), 0), 0);
+    } else {
+      EXPECT_EQ(ran.doc()["drain"]["method"], "option") << ran.out;
+      EXPECT_EQ(ran.doc()["drain"]["drained"], true) << ran.out;
+    }
   }
 }
 

@@ -6,6 +6,7 @@
 #include <linux/sched.h>
 #include <linux/seccomp.h>
 #include <netinet/tcp.h>
+#include <sys/ioctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -260,6 +261,61 @@ void refuse_bpf(int errnum) {
 
 void forbid_bpf() {
   refuse_bpf(EPERM);
+}
+
+constexpr int calls_there = 200;  ///< the descriptor that begin() leaves
+
+void NotReady::begin() {
+  const auto option = static_cast<std::uint32_t>(SO_REUSEPORT_LISTEN_OFF);
+  std::array<sock_filter, 6> code = {{
+      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_setsockopt, 0, 3),
+      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, args[2])),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, option, 0, 1),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_USER_NOTIF),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+  }};
+  const sock_fprog prog{code.size(), code.data()};
+  const auto flag = static_cast<unsigned>(SECCOMP_FILTER_FLAG_NEW_LISTENER);
+  ::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+  const auto fd = static_cast<int>(::syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, flag, &prog));
+  if (fd < 0 || ::dup2(fd, calls_there) != calls_there) {
+    ::_exit(125);
+  }
+}
+
+NotReady::NotReady(pid_t pid, std::uint16_t port, int times)
+    : process_(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0))) {
+  EXPECT_TRUE(eventually([&] {
+    calls_.reset(static_cast<int>(::syscall(SYS_pidfd_getfd, process_.get(), calls_there, 0)));
+    return calls_.valid();
+  })) << std::strerror(errno);
+  thread_ = std::thread([this, port, times] { answer(port, times); });
+}
+
+NotReady::~NotReady() {
+  over_ = true;
+  thread_.join();
+}
+
+void NotReady::answer(std::uint16_t port, int times) {
+  while (!over_) {
+    pollfd p{calls_.get(), POLLIN, 0};
+    seccomp_notif call{};
+    if (::poll(&p, 1, 50) != 1 || ::ioctl(calls_.get(), SECCOMP_IOCTL_NOTIF_RECV, &call) != 0) {
+      continue;
+    }
+    const Fd socket(static_cast<int>(
+        ::syscall(SYS_pidfd_getfd, process_.get(), static_cast<int>(call.data.args[0]), 0)));
+    seccomp_notif_resp reply{};
+    reply.id = call.id;
+    if (socket.valid() && local_address(socket.get()).port() == port && seen_++ < times) {
+      reply.error = -EAGAIN;
+    } else {
+      reply.flags = SECCOMP_USER_NOTIF_FLAG_CONTINUE;
+    }
+    ::ioctl(calls_.get(), SECCOMP_IOCTL_NOTIF_SEND, &reply);
+  }
 }
 
 pid_t answer_of(const Fd& client, int* error) {

@@ -7,6 +7,7 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <poll.h>
+#include <poll.h>
 #include <signal.h>  // NOLINT(modernize-deprecated-headers): kill(), which csignal lacks
 #include <sys/mman.h>
 #include <sys/prctl.h>
@@ -21,6 +22,7 @@
 #include <functional>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -166,6 +168,31 @@ void become_nobody();
 /// In a child, before exec: a kernel that lets nobody load BPF, or fails to with @p errnum.
 void forbid_bpf();
 void refuse_bpf(int errnum);
+
+/// Answers with EAGAIN, instead of the kernel, where a process changes the mode of a socket of
+/// @p port; the first @p times. seccomp_unotify(2).
+class NotReady {
+ public:
+  /// In that process, before exec.
+  static void begin();
+  NotReady(pid_t pid, std::uint16_t port, int times);
+  NotReady(const NotReady&) = delete;
+  NotReady(NotReady&&) = delete;
+  NotReady& operator=(const NotReady&) = delete;
+  NotReady& operator=(NotReady&&) = delete;
+  ~NotReady();
+  /// How many such calls there were.
+  [[nodiscard]] int seen() const { return seen_; }
+
+ private:
+  void answer(std::uint16_t port, int times);
+
+  Fd process_;
+  Fd calls_;
+  std::atomic<int> seen_ = 0;
+  std::atomic<bool> over_ = false;
+  std::thread thread_;
+};
 
 /// The pid that a server answers @p client with; 0, with the errno in @p error, if none comes.
 pid_t answer_of(const Fd& client, int* error = nullptr);
