@@ -120,12 +120,12 @@ static int find_port(const char *want)
 	return fd;
 }
 
-/* The kernel names ports some time after it found the device: up to 5 s here. */
+/* The kernel names ports some time after it found the device: up to 30 s here. */
 static int open_port(const char *want)
 {
 	int fd;
 
-	for (int i = 0; i < 1000; i++) {
+	for (int i = 0; i < 6000; i++) {
 		fd = find_port(want);
 		if (fd >= 0)
 			return fd;
