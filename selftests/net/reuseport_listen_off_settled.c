@@ -96,12 +96,12 @@ FIXTURE_TEARDOWN(settled)
 	__seen;								\
 })
 
-/* How many milliseconds until @fd is settled. */
+/* How many milliseconds until @fd is settled; too many, if it was not. */
 static int settle_ms(int fd)
 {
 	long long start = now_ms();
 
-	return wait_for(is_settled(fd)) ? now_ms() - start : WAIT_MS;
+	return wait_for(is_settled(fd)) ? now_ms() - start : 10 * SETTLE_MS;
 }
 
 TEST_F(settled, own_changes)
