@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The shortest example: a plain accept loop drains a listener with connections in its queue.
 #include <netinet/in.h>
+#include <poll.h>
 #include <sys/socket.h>
 
 #include <cstdio>
@@ -18,10 +19,11 @@ int main() {
   socklen_t len = sizeof(at);
   auto* address = static_cast<sockaddr*>(static_cast<void*>(&at));
   const Fd client(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  pollfd queue{listener.get(), POLLIN, 0};
   if (::setsockopt(listener.get(), SOL_SOCKET, SO_REUSEPORT, &one, sizeof(one)) != 0 ||
       ::bind(listener.get(), address, len) != 0 || ::listen(listener.get(), 16) != 0 ||
       ::getsockname(listener.get(), address, &len) != 0 ||
-      ::connect(client.get(), address, len) != 0) {
+      ::connect(client.get(), address, len) != 0 || ::poll(&queue, 1, 20000) != 1) {
     std::perror("accept_loop");
     return 1;
   }

@@ -1022,10 +1022,12 @@ TEST_F(CtlTest, a_thousand_listeners_of_one_group_are_drained_in_time) {
   }
   const Running old = server(1000);
   const Running fresh = server(2);
-  const auto ran =
-      run({"drain", "--json", "--timeout", "5", "--pid", pid_of(old), "--signal", "TERM", "--wait"},
-          allow_20000_files);
+  const auto ran = run(
+      {"drain", "--json", "--timeout", "60", "--pid", pid_of(old), "--signal", "TERM", "--wait"},
+      allow_20000_files);
   EXPECT_EQ(ran.code, 0) << ran.err;
+  // The kernels with the option run emulated here.
+  EXPECT_LT(ran.doc()["drain"]["took_ms"], test::expect_supported() ? 60'000 : 5'000);
   EXPECT_EQ(ran.doc()["drain"]["method"], best());
   EXPECT_EQ(ran.doc()["drain"]["listeners"].size(), 1000U);
   EXPECT_EQ(ask(), fresh.pid());

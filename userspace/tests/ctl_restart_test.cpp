@@ -375,10 +375,12 @@ TEST_F(RestartTest, a_storm_of_sighups_is_one_or_a_few_restarts) {
         },
         time);
   };
+  const auto start = std::chrono::steady_clock::now();
   for (int i = 0; i < 40; i++) {
     r.signal(SIGHUP);
     ASSERT_FALSE(too_many(25ms)) << r.peek().err;
   }
+  const std::chrono::duration<double> stormed = std::chrono::steady_clock::now() - start;
   ASSERT_TRUE(saw(r, "restarted")) << r.peek().err;
   EXPECT_FALSE(too_many(3s)) << r.peek().err;
   EXPECT_EQ(most, 2);
@@ -388,14 +390,14 @@ TEST_F(RestartTest, a_storm_of_sighups_is_one_or_a_few_restarts) {
        at = out.find("\"restarted\"", at + 1)) {
     restarts++;
   }
-  EXPECT_LE(restarts, 3) << out;
+  EXPECT_LE(restarts, 2 + stormed.count()) << out;
   EXPECT_NE(ask(), first);
 }
 
 TEST_F(RestartTest, a_late_ready_command_is_ended_with_its_process_group) {
   const std::string said = dir_.file("ready");
   Running r =
-      supervise({"--ready-timeout", "3", "--ready",
+      supervise({"--ready-timeout", "15", "--ready",
                  "test ! -e " + said + ".hang || { sleep 300 & echo $! >" + said + "; wait; }"});
   ASSERT_TRUE(saw(r, "started")) << r.peek().err;
   std::ofstream(said + ".hang") << "yes";
@@ -437,7 +439,7 @@ TEST_F(RestartTest, connections_are_waited_for) {
 
 // At the deadline the old server ends in any case: not ON, with connections that nobody accepts.
 TEST_F(RestartTest, a_before_signal_that_hangs) {
-  Running r = supervise({"--before-signal", "sleep 300", "--timeout", "6"});
+  Running r = supervise({"--before-signal", "sleep 300", "--timeout", "15"});
   ASSERT_TRUE(saw(r, "started")) << r.peek().err;
   const pid_t first = ask();
   Load load([&] { return ask() != 0; });
@@ -537,7 +539,7 @@ TEST_F(StockRestartTest, another_run_on_the_port_is_waited_for_but_not_a_strange
 }
 
 TEST_F(RestartTest, an_admin_port_without_reuseport_is_left_alone_if_asked) {
-  Running r = supervise({"--ready-timeout", "3"}, "2 admin");
+  Running r = supervise({"--ready-timeout", "15"}, "2 admin");
   ASSERT_TRUE(saw(r, "started")) << r.peek().err;
   const pid_t first = ask();
   r.signal(SIGHUP);

@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // What a drain does without the option. Runs on every kernel: if the option exists, a seccomp
 // filter in a child hides it.
+#include <linux/sock_diag.h>
 #include <sys/resource.h>
 
+#include <array>
+#include <cstdint>
 #include <vector>
 
 #include "reuseport/reuseport.hpp"
@@ -159,8 +162,19 @@ TEST_F(DrainFallback, datagrams_are_read_before_closing) {
   test::without_option([] {
     Fd socket = test::open_listener(test::address("127.0.0.1"), SOCK_DGRAM);
     const Fd client = test::open_client(test::local_address(socket.get()), SOCK_DGRAM);
+    // Which are there some time after they were sent.
+    const auto memory = [fd = socket.get()] {
+      std::array<std::uint32_t, SK_MEMINFO_VARS> all{};
+      socklen_t len = sizeof(all);
+      return ::getsockopt(fd, SOL_SOCKET, SO_MEMINFO, all.data(), &len) == 0
+                 ? all[SK_MEMINFO_RMEM_ALLOC]
+                 : 0;
+    };
     EXPECT_EQ(::send(client.get(), "", 0, 0), 0);
+    EXPECT_TRUE(test::eventually([&] { return memory() > 0; }));
+    const std::uint32_t one = memory();
     EXPECT_EQ(::send(client.get(), "x", 1, 0), 1);
+    EXPECT_TRUE(test::eventually([&] { return memory() > one; }));
     Drain drain;
     EXPECT_TRUE(drain.add(std::move(socket)));
     int read = 0;

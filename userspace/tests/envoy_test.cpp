@@ -197,7 +197,7 @@ void expect_lossless(Load& fresh, Load& kept) {
 
 TEST_F(EnvoyTest, equal_versions_are_a_hot_restart) {
   const std::string log = dir_.file("log");
-  Running r = restarter({}, {"--parent-shutdown-time-s", "3", "--log-path", log});
+  Running r = restarter({}, {"--parent-shutdown-time-s", "10", "--log-path", log});
   const pid_t first = pid_in(saw(r, "started"));
   ASSERT_NE(first, 0) << r.peek().err;
   Load load([&] { return get() != 0; });
@@ -376,7 +376,7 @@ TEST_F(EnvoyTest, a_child_that_dies_with_the_listeners_is_replaced) {
 }
 
 TEST_F(EnvoyTest, a_hot_restart_waits_for_the_parent_of_the_last_one) {
-  Running r = restarter({}, {"--parent-shutdown-time-s", "4"});
+  Running r = restarter({}, {"--parent-shutdown-time-s", "12"});
   const pid_t first = pid_in(saw(r, "started"));
   ASSERT_NE(first, 0) << r.peek().err;
   const Fd client = connected();

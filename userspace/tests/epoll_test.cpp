@@ -36,6 +36,7 @@ TEST_F(Epoll, runs_inside_a_loop) {
     clients.push_back(test::open_client(test::local_address(number)));
     ASSERT_EQ(test::connect_result(clients.back().get()), 0);
   }
+  ASSERT_TRUE(test::wait_queued(number, 3));
   Drain drain({.last_on = LastOn::leave});
   ASSERT_TRUE(drain.add(std::move(listener)));
   int accepted = 0;

@@ -260,6 +260,7 @@ TEST_F(SockDiagTest, tcp_listeners_with_address_inode_cookie_queue) {
   const Fd alone = open_listener(address("127.0.0.3", at.port()));
   const Fd client = open_client(test::local_address(alone.get()));
   ASSERT_EQ(test::connect_result(client.get()), 0);
+  ASSERT_TRUE(test::wait_queued(alone.get(), 1));
   const auto all = listeners(Protocol::tcp, at.port());
   const auto it = std::find_if(all.begin(), all.end(), [&](const DiagSocket& s) {
     return s.inode == inode_of(alone.get());

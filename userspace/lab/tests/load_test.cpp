@@ -7,6 +7,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -127,7 +128,12 @@ TEST_F(LoadTest, a_connection_in_a_queue_that_is_closed_is_a_reset) {
   auto server = listener();
   spec_.concurrency = 8;
   std::thread closer{[&] {
-    pause_ns(300 * one_ms);
+    tcp_info info{};  // of a listener, tcpi_unacked is its accept queue
+    for (int i = 0; i < 3000 && info.tcpi_unacked < spec_.concurrency; i++) {
+      pause_ns(10 * one_ms);
+      socklen_t len = sizeof info;
+      getsockopt(server.get(), IPPROTO_TCP, TCP_INFO, &info, &len);
+    }
     server.reset();
   }};
   const auto result = run();
@@ -318,7 +324,7 @@ TEST_F(RunTest, a_stopped_load_generator_is_not_booked_to_the_method) {
 
 TEST_F(RunTest, a_disturbed_run_is_tried_again) {
   auto words = short_run;
-  words.back() = "5";  // of which a busy machine may disturb some more
+  words.back() = "30";  // of which a busy machine may disturb some more
   start(words);
   stop_for_a_while();
   wait();

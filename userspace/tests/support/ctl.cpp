@@ -302,7 +302,14 @@ void NotReady::answer(std::uint16_t port, int times) {
   while (!over_) {
     pollfd p{calls_.get(), POLLIN, 0};
     seccomp_notif call{};
-    if (::poll(&p, 1, 50) != 1 || ::ioctl(calls_.get(), SECCOMP_IOCTL_NOTIF_RECV, &call) != 0) {
+    // Asked for a call while there is none, Linux before 6.11 waits on after the process has ended.
+    if (::poll(&p, 1, 50) != 1 || (p.revents & POLLIN) == 0) {
+      if ((p.revents & (POLLHUP | POLLERR)) != 0) {
+        return;
+      }
+      continue;
+    }
+    if (::ioctl(calls_.get(), SECCOMP_IOCTL_NOTIF_RECV, &call) != 0) {
       continue;
     }
     const Fd socket(static_cast<int>(
@@ -321,7 +328,7 @@ void NotReady::answer(std::uint16_t port, int times) {
 pid_t answer_of(const Fd& client, int* error) {
   std::array<char, 16> text{};
   pollfd p{client.get(), POLLIN, 0};
-  const bool came = ::poll(&p, 1, 5000) == 1;
+  const bool came = ::poll(&p, 1, 20'000) == 1;
   const bool answered = came && ::recv(client.get(), text.data(), text.size() - 1, 0) > 0;
   if (error != nullptr) {
     *error = answered ? 0 : came ? errno : ETIMEDOUT;

@@ -73,7 +73,8 @@ class ScopeTest : public NetNsTest {
     static_cast<void>(disable(true));
     if (!cgroup_.empty()) {
       EXPECT_TRUE(enter(home_));
-      EXPECT_EQ(::rmdir(cgroup_.c_str()), 0) << std::strerror(errno);
+      EXPECT_TRUE(eventually([&] { return ::rmdir(cgroup_.c_str()) == 0; }))
+          << std::strerror(errno);
       ::umount("/sys/fs/bpf");
     }
   }
