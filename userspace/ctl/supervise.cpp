@@ -33,7 +33,8 @@ constexpr auto poll_first = 20ms;
 constexpr auto poll_most = 200ms;
 /// Between two restarts: all SIGHUPs in this time cause one.
 constexpr auto storm_pause = 1000ms;
-constexpr auto way_back = 5000ms;  // for a newcomer that failed to give back what it has
+/// For a newcomer that failed to give back what it has. One that does not accept needs all of it.
+constexpr auto way_back = 15s;
 
 DrainCommandOptions drain_options(const RestartOptions& options) {
   DrainCommandOptions o;
@@ -433,6 +434,10 @@ class Supervisor final : public LookingAfter {
       o.on_deadline = OnDeadline::signal;
       const auto back = drain(o, next.process(), {*this, children_, out_});
       out_.end_progress();
+      if (back ? !back->drained : !was_drained(back.error())) {
+        out_.note(fmt::format("process {} may have cut connections at its end: {}", next.pid(),
+                              back ? back->left() + " left" : back.error().line()));
+      }
       if (back && back->signalled) {
         leaving_.push_back({next, kill_time(), false});
         return;

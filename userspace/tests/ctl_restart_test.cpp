@@ -125,6 +125,19 @@ TEST_F(RestartTest, a_newcomer_that_is_not_ready_in_time_is_ended) {
   EXPECT_EQ(ask(), first);
 }
 
+TEST_F(RestartTest, a_newcomer_that_fails_with_connections_in_its_queue_is_named) {
+  Running r = supervise(
+      {"--ready", "test ! -e " + dir_.file("no"), "--ready-timeout", "5", "--timeout", "1"});
+  ASSERT_TRUE(saw(r, "started")) << r.peek().err;
+  std::ofstream(dir_.file("no")) << "no";
+  say("2 idle");
+  r.signal(SIGHUP);
+  ASSERT_TRUE(test::eventually([&] { return listeners().size() == 4; })) << r.peek().err;
+  const std::vector<Fd> clients = connected(test::spread_over);
+  ASSERT_TRUE(saw(r, "restart_failed")) << r.peek().err;
+  EXPECT_NE(r.peek().err.find("may have cut connections"), std::string::npos) << r.peek().err;
+}
+
 TEST_F(RestartTest, ends_with_the_status_of_its_server) {
   Running r = supervise({});
   ASSERT_TRUE(saw(r, "started")) << r.peek().err;
