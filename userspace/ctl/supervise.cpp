@@ -435,10 +435,11 @@ class Supervisor final : public LookingAfter {
       const auto back = drain(o, next.process(), {*this, children_, out_});
       out_.end_progress();
       if (back ? !back->drained : !was_drained(back.error())) {
-        out_.note(fmt::format("process {} may have cut connections at its end: {}", next.pid(),
+        out_.note(fmt::format("process {} is ended undrained: {}", next.pid(),
                               back ? back->left() + " left" : back.error().line()));
       }
-      if (back && back->signalled) {
+      // Not twice: some servers take a second signal for an order to hurry.
+      if (back ? back->signalled : was_signalled(back.error())) {
         leaving_.push_back({next, kill_time(), false});
         return;
       }

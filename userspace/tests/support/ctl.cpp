@@ -28,6 +28,7 @@ namespace reuseport::test::ctl {
 namespace {
 
 volatile sig_atomic_t asked_to_end = 0;
+volatile sig_atomic_t terms_file = -1;  ///< where each SIGTERM leaves a byte
 
 /// Bound; a TCP socket is yet to listen.
 Fd bound_socket(const Address& at, int type, bool reuseport, bool reuseaddr, bool v6only,
@@ -86,13 +87,13 @@ void fork_stranger(const Address& at) {
   }
 }
 
-/// CTL_TEST_SERVER="PORT LISTENERS [ip=ADDRESS] [v6only] [plain] [idle] [stubborn] [defer] [v6]
-/// [udp] [reuseaddr] [fails] [keep] [threads] [forks] [stranger] [apart] [admin] [stays]
-/// [workers=N] [device=NAME]":
-/// answers each connection or datagram with its pid; on TERM closes at once, without looking at its
-/// queue.
+/// CTL_TEST_SERVER="PORT LISTENERS [ip=ADDRESS] [v6only] [plain] [idle] [stubborn] [terms=FILE]
+/// [defer] [v6] [udp] [reuseaddr] [fails] [keep] [threads] [forks] [stranger] [apart] [admin]
+/// [stays] [workers=N] [device=NAME]": answers each connection or datagram with its pid; on TERM
+/// closes at once, without looking at its queue.
 ///   plain     no SO_REUSEPORT
 ///   keep      connections stay open until the client closes them, or TERM cuts them
+///   terms     each SIGTERM leaves a byte there, and ends nothing
 ///   threads   the first thread ends, another serves
 ///   forks     a new child all the time
 ///   stranger  has a child of another user that listens on the next port
@@ -128,6 +129,10 @@ int serve(const std::string& how) {
   ::signal(SIGUSR1, [](int) { ::prctl(PR_SET_DUMPABLE, 0); });
   if (has("stubborn")) {
     ::signal(SIGTERM, SIG_IGN);
+  }
+  if (const std::string terms = value("terms", ""); !terms.empty()) {
+    terms_file = ::open(terms.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+    ::signal(SIGTERM, [](int) { static_cast<void>(!::write(terms_file, "T", 1)); });
   }
   std::vector<Fd> fds;
   std::vector<pollfd> polls;
