@@ -132,7 +132,7 @@ int serve(const std::string& how) {
   }
   if (const std::string terms = value("terms", ""); !terms.empty()) {
     terms_file = ::open(terms.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
-    ::signal(SIGTERM, [](int) { static_cast<void>(!::write(terms_file, "T", 1)); });
+    ::signal(SIGTERM, [](int) { asked_to_end = ::write(terms_file, "T", 1) == 1 ? 0 : 1; });
   }
   std::vector<Fd> fds;
   std::vector<pollfd> polls;
