@@ -56,7 +56,7 @@ static long long now_ns(void)
 	long long __min = -1;						\
 	int nr = 0;							\
 									\
-	while (nr < ALONE)					\
+	while (nr < ALONE)						\
 		__min = shorter(__min, batch_of(call));			\
 	__min / BATCH;							\
 })

@@ -307,12 +307,12 @@ void NotReady::answer(std::uint16_t port, int times) {
   while (!over_) {
     pollfd p{calls_.get(), POLLIN, 0};
     seccomp_notif call{};
-    // Asked for a call while there is none, Linux before 6.11 waits on after the process has ended.
-    if (::poll(&p, 1, 50) != 1 || (p.revents & POLLIN) == 0) {
-      if ((p.revents & (POLLHUP | POLLERR)) != 0) {
-        return;
-      }
+    if (::poll(&p, 1, 50) != 1) {
       continue;
+    }
+    // The process has ended: asked for a call now, Linux before 6.11 would wait for ever.
+    if ((p.revents & POLLIN) == 0) {
+      return;
     }
     if (::ioctl(calls_.get(), SECCOMP_IOCTL_NOTIF_RECV, &call) != 0) {
       continue;

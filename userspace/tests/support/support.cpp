@@ -321,6 +321,7 @@ TempDir::TempDir() : path_("/tmp/reuseport_test.XXXXXX") {
   // Servers of another user read there.
   if (::mkdtemp(path_.data()) == nullptr || ::chmod(path_.c_str(), 0755) != 0) {
     ADD_FAILURE() << path_ << ": " << std::strerror(errno);
+    path_ = "/proc/none";  // nobody can make it, unlike the name that was asked for
   }
 }
 

@@ -115,7 +115,7 @@ void without_option(const std::function<bool()>& body);
 [[nodiscard]] bool is_open(int fd);
 
 /// A directory of its own, which nobody else may write to, with all that comes to be in it; removed
-/// at the end. Tests of several machines and lanes run side by side with the same ports.
+/// at the end. Lanes run side by side on one machine, and may have the same ports.
 class TempDir {
  public:
   TempDir();
