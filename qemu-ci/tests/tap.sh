@@ -22,23 +22,19 @@ ok() { # ok NAME: the previous command's status decides
 # more, $spare_tries times in all.
 failed_itself='' spare_tries=0
 expect() {
-	local name=$1 code=$2 words=$3 rc=0 out err
+	local name=$1 code=$2 words=$3 rc out err fits=''
 	shift 3
 	err=$(mktemp)
-	while :; do
+	while
+		rc=0
 		out=$("$@" 2>"$err") || rc=$?
 		seen="exit $rc"$'\n'"$out"$'\n'$(cat "$err")
 		[ -s "$err" ] || printf '%s\n' "$out" >"$err"
-		if [ $rc = "$code" ] && tail -n 1 "$err" | grep -qE -- "$words"; then
-			ok "$name"
-			break
-		elif ! once_more $rc "$err"; then
-			false
-			ok "$name"
-			break
-		fi
-		rc=0
-	done
+		[ $rc = "$code" ] && tail -n 1 "$err" | grep -qE -- "$words" && fits=y
+		[ -z "$fits" ] && once_more $rc "$err"
+	do :; done
+	[ -n "$fits" ]
+	ok "$name"
 	rm -f "$err"
 }
 
